@@ -1,0 +1,152 @@
+"""What the stages call: Protocols that backends implement, so that no stage imports one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.config import GenerateConfig, TrainConfig
+from pipeline.records import Completion, Message, ModelFacts, Prompt, RatingScale, RatingTree, Record, TokenRow, TrainingResult
+
+
+class Progress(Protocol):
+    """Called as work goes on; `total` 0 means unknown. `note` is short, for people, and holds no record text."""
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None: ...
+
+
+def quiet(stage: str, done: int, total: int, note: str = "") -> None:
+    """The Progress that shows nothing."""
+
+
+class Engine(Protocol):
+    """Generates answers with one model that is loaded until `close`. Also a context manager."""
+
+    name: str  # "embedded" or "ollama"
+    model_digest: str
+
+    def token_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """The prompt as the model sees it: chat template applied, ready for the assistant's turn."""
+
+    def tokenize(self, text: str) -> tuple[int, ...]:
+        """Plain text in token ids; what looks like a special token in it is read as text."""
+
+    def complete(
+        self, prompts: Sequence[Prompt], scale: RatingScale, generate: GenerateConfig, *, max_prompt_tokens: int
+    ) -> Iterator[Completion]:
+        """One Completion a prompt, in the order they are done. A bad row is a Completion with `error`.
+
+        Raises:
+            EngineError: the engine as a whole failed.
+        """
+
+    def rating_probabilities(self, prompts: Sequence[Prompt], scale: RatingScale) -> list[Mapping[str, float]]:
+        """Label -> probability for each prompt, in order: at each token where the labels' token sequences branch,
+        renormalised over the allowed branches."""
+
+    def next_token_logprobs(self, token_ids: Sequence[int], n: int) -> Mapping[int, float]:
+        """The n likeliest tokens after these and their log-probabilities over the whole vocabulary."""
+
+    def close(self) -> None: ...
+    def __enter__(self) -> Engine: ...
+    def __exit__(self, *exc: object) -> None: ...
+
+
+class EngineFactory(Protocol):
+    """Opens an engine on a GGUF file; `adapter` is a LoRA GGUF on top of it."""
+
+    def __call__(self, model: Path, *, adapter: Path | None = None, context_tokens: int = 0) -> Engine: ...
+
+
+class BaseModel(Protocol):
+    """A base model found on this machine."""
+
+    @property
+    def facts(self) -> ModelFacts: ...
+    @property
+    def path(self) -> Path:
+        """The GGUF."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingEstimate:
+    seconds: float
+    memory_bytes: int
+
+
+class TrainedModel(Protocol):
+    """What training leaves in memory, to be written and checked."""
+
+    result: TrainingResult
+
+    def write(self, output_dir: Path) -> Mapping[str, Any]:
+        """Writes adapter.gguf and fine_tuned_model.gguf; gives how the merged tensors were stored."""
+
+    def write_unchanged(self, path: Path) -> None:
+        """Writes the base with a zero change, its tensors stored as in fine_tuned_model.gguf."""
+
+    def rating_probabilities(self, prompts: Sequence[Sequence[int]], tree: RatingTree) -> list[dict[str, float]]:
+        """label -> probability for each prompt (token ids), as `Engine.rating_probabilities` defines it."""
+
+    def top_logprobs(self, tokens: Sequence[int], n: int) -> dict[int, float]:
+        """The n likeliest next tokens and their log-probabilities."""
+
+
+class Trainer(Protocol):
+    """Turns tokenised rows into a trained model."""
+
+    def unsupported(self, base: BaseModel) -> str | None:
+        """Why this model can't be trained here, or None.
+
+        Raises:
+            ArtifactError: the base model's file is damaged.
+        """
+
+    def estimate(self, base: BaseModel, train: Sequence[TokenRow], valid: Sequence[TokenRow], config: TrainConfig) -> TrainingEstimate:
+        """Time and peak memory of `train` on this machine, from a short measurement."""
+
+    def train(
+        self,
+        base: BaseModel,
+        train: Sequence[TokenRow],
+        valid: Sequence[TokenRow],
+        config: TrainConfig,
+        *,
+        seed: int,
+        folder: Path,
+        progress: Progress = quiet,
+    ) -> TrainedModel:
+        """Trains from the last checkpoint in `folder` on; keeps the epoch with the lowest validation loss.
+
+        Raises:
+            TrainingFailedError: out of memory, loss not finite.
+            ArtifactError: the base model's file is damaged.
+        """
+
+
+class Embedder(Protocol):
+    """Text -> unit vectors, offline."""
+
+    def __call__(self, texts: Sequence[str]) -> Sequence[Sequence[float]]: ...
+
+
+class Scorer(Protocol):
+    """Scores rationales against the expert's. None where a row can't be scored."""
+
+    def __call__(self, metric: str, responses: Sequence[str], references: Sequence[str]) -> list[float | None]: ...
+
+
+class Judge(Protocol):
+    """A model that grades rationales; none ships yet."""
+
+    name: str
+
+    def grade(self, metric: str, prompt: str, response: str, reference: str) -> float | None: ...
+
+
+class ModelSetBuilder(Protocol):
+    """`pipeline.model_set.build_model_set`."""
+
+    def __call__(self, train: Sequence[Record], valid: Sequence[Record], **settings: Any) -> Any: ...
