@@ -1,0 +1,152 @@
+"""Does the file that will be served give what training produced? Compared in token ids, rating probabilities and answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import GenerateConfig
+from pipeline.errors import ArtifactError
+from pipeline.ports import Engine, EngineFactory, Progress, TrainedModel, quiet
+from pipeline.prompts import messages_for, parse_answer
+from pipeline.records import Prompt, RatingScale, RatingTree, Record, TokenRow
+
+CHECKED_ROWS = 40
+ANSWERED_ROWS = 8
+TOKEN_ROWS = 8
+TOP_TOKENS = 10
+LEAST_AGREEMENT = 0.95
+NEAR_TIE = 0.05  # two ratings whose probabilities are closer than this may change places between kernels
+
+Probabilities = Sequence[Mapping[str, float]]
+
+
+def check_parity(
+    trained: TrainedModel,
+    records: Sequence[Record],
+    rows: Mapping[str, TokenRow],
+    base_probabilities: Probabilities,
+    *,
+    tree: RatingTree,
+    scale: RatingScale,
+    generate: GenerateConfig,
+    base: Path,
+    output_dir: Path,
+    open_engine: EngineFactory,
+    progress: Progress = quiet,
+) -> dict[str, Any]:
+    """The validation figures of the merged file and of the adapter; each part says whether it passed.
+
+    Args:
+        records: the rows to check on. rows: record_id -> the token ids trained on.
+        base_probabilities: rating probabilities of the untouched base on `records`.
+
+    Raises:
+        ArtifactError: prompt ids differ, an answer is not valid, or fewer than 95 % of the ratings agree.
+    """
+    asked = [Prompt(record.record_id, messages_for(record)) for record in records]
+    ids = [rows[record.record_id].prompt for record in records]
+    places = [place for record in records[:TOKEN_ROWS] for place in _places(rows[record.record_id])]
+    progress("validate", 0, 4, "ratings of the trained model")
+    wanted = trained.rating_probabilities(ids, tree)
+    likely = [trained.top_logprobs(place, TOP_TOKENS) for place in places]
+    report: dict[str, Any] = {"rows": len(records)}
+    for step, (name, model, adapter) in enumerate(
+        (("merged", output_dir / "fine_tuned_model.gguf", None), ("adapter", base, output_dir / "adapter.gguf")), 1
+    ):
+        progress("validate", step, 4, f"ratings of the served {name}")
+        with open_engine(model, adapter=adapter) as engine:
+            found = _served(engine, asked, ids, scale, generate if name == "merged" else None)
+            found |= agreement(wanted, engine.rating_probabilities(asked, scale))
+            found["largest_token_difference"] = _token_difference(engine, places, likely)
+        report[name] = found
+    progress("validate", 3, 4, "the base stored as the merged file is, with no change")
+    report["storage_alone"] = _storage_effect(trained, asked, base_probabilities, scale, output_dir, open_engine)
+    progress("validate", 4, 4)
+    _judge(report)
+    return report
+
+
+def agreement(wanted: Probabilities, found: Probabilities) -> dict[str, Any]:
+    """How often both give the same likeliest rating, near-ties counted apart, and the largest difference of a probability."""
+    same = near = 0
+    for a, b in zip(wanted, found, strict=True):
+        first, second = sorted(a.values(), reverse=True)[:2]
+        if max(a, key=a.__getitem__) == max(b, key=b.__getitem__):
+            same += 1
+        elif first - second < NEAR_TIE:
+            near += 1
+    gaps = [abs(a[label] - b[label]) for a, b in zip(wanted, found, strict=True) for label in a]
+    return {
+        "same_rating": same,
+        "near_ties": near,
+        "agreement": (same + near) / len(wanted),
+        "largest_probability_difference": max(gaps),
+        "mean_probability_difference": sum(gaps) / len(gaps),
+    }
+
+
+def _served(
+    engine: Engine, asked: Sequence[Prompt], ids: Sequence[tuple[int, ...]], scale: RatingScale, generate: GenerateConfig | None
+) -> dict[str, Any]:
+    """Prompt ids, and the answers where `generate` is given. What differs is named by row, without its text."""
+    other = [prompt.record_id for prompt, trained_on in zip(asked, ids, strict=True) if engine.token_ids(prompt.messages) != trained_on]
+    found: dict[str, Any] = {"prompt_ids_differ": other}
+    if generate is not None:
+        longest = max(map(len, ids))
+        completions = list(engine.complete(asked[:ANSWERED_ROWS], scale, generate, max_prompt_tokens=longest))
+        bad = [done.record_id for done in completions if parse_answer(done.text, done.finish, scale)[0] is None]
+        found |= {"answers_checked": len(completions), "answers_invalid": bad}
+    return found
+
+
+def _places(row: TokenRow) -> list[tuple[int, ...]]:
+    """The row up to where its rating is decided, and up to a third and two thirds of what follows in its answer: there the next token
+    is open. Right after the prompt it is not: every answer begins alike."""
+    rating = row.rating_tokens[0]
+    rest = len(row.answer) - rating
+    return [row.prompt + row.answer[:end] for end in (rating, rating + rest // 3, rating + 2 * rest // 3)]
+
+
+def _token_difference(engine: Engine, places: Sequence[tuple[int, ...]], likely: Sequence[Mapping[int, float]]) -> float:
+    """Largest difference of probability over the trained model's likeliest next tokens at each place."""
+    gaps = []
+    for place, wanted in zip(places, likely, strict=True):
+        served = engine.next_token_logprobs(place, 4 * TOP_TOKENS)
+        gaps += [abs(math.exp(value) - math.exp(served.get(token, -math.inf))) for token, value in wanted.items()]
+    return max(gaps)
+
+
+def _storage_effect(
+    trained: TrainedModel, asked: Sequence[Prompt], base: Probabilities, scale: RatingScale, output_dir: Path, open_engine: EngineFactory
+) -> dict[str, Any]:
+    """What storing the base's tensors in other types changes by itself, so that it can't pass for learning."""
+    path = output_dir / ".checkpoint" / "unchanged.gguf"
+    try:
+        trained.write_unchanged(path)
+        with open_engine(path) as engine:
+            return agreement(base, engine.rating_probabilities(asked, scale))
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _judge(report: Mapping[str, Any]) -> None:
+    problems = []
+    for name in ("merged", "adapter"):
+        part = report[name]
+        if part["prompt_ids_differ"]:
+            problems.append(f"{name}: the prompt's token ids differ from those trained on in {len(part['prompt_ids_differ'])} rows")
+        if part.get("answers_invalid"):
+            problems.append(f"{name}: {len(part['answers_invalid'])} of {part['answers_checked']} answers are not valid")
+        if part["agreement"] < LEAST_AGREEMENT:
+            problems.append(
+                f"{name}: only {part['agreement']:.0%} of {report['rows']} ratings agree with the trained model's"
+                f" (largest difference of a probability {part['largest_probability_difference']:.2f})"
+            )
+    if problems:
+        raise ArtifactError(
+            "the served model is not the trained one:\n" + "\n".join(f"  - {problem}" for problem in problems),
+            hint="run again with --debug; if it stays so, use a base model in a less lossy quantisation (Q8_0, F16)",
+        )
