@@ -11,7 +11,8 @@ from pipeline.config import GenerateConfig
 from pipeline.errors import ArtifactError
 from pipeline.ports import Engine, EngineFactory, Progress, TrainedModel, quiet
 from pipeline.prompts import messages_for, parse_answer
-from pipeline.records import Prompt, RatingScale, RatingTree, Record, TokenRow
+from pipeline.rating_tree import RatingTree
+from pipeline.records import Prompt, RatingScale, Record, TokenRow
 
 CHECKED_ROWS = 40
 ANSWERED_ROWS = 8

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.config import GenerateConfig, TrainConfig
-from pipeline.records import Completion, Message, ModelFacts, Prompt, RatingScale, RatingTree, Record, TokenRow, TrainingResult
+from pipeline.rating_tree import RatingTree
+from pipeline.records import Completion, Message, ModelFacts, Prompt, RatingScale, Record, TokenRow, TrainingResult
 
 
 class Progress(Protocol):

@@ -193,36 +193,6 @@ class TokenRow:
         return len(self.prompt) + len(self.answer)
 
 
-@dataclass(frozen=True, slots=True)
-class RatingTree:
-    """Where the ratings' token sequences part. `paths`: label -> ids from the answer's first token on.
-
-    `branches`: ids so far -> ids allowed next, at each place with more than one.
-    """
-
-    paths: Mapping[str, tuple[int, ...]]
-    branches: Mapping[tuple[int, ...], tuple[int, ...]]
-
-    def places(self, label: str) -> list[tuple[int, ...]]:
-        """The beginnings of the label's path at which a choice is made, shortest first."""
-        path = self.paths[label]
-        return [path[:n] for n in range(len(path)) if path[:n] in self.branches]
-
-    def probabilities(self, chosen: Mapping[tuple[int, ...], Mapping[int, float]]) -> dict[str, float]:
-        """label -> probability, from the probability of each allowed id at each branch (they add up to 1 there)."""
-        return {label: math.prod(chosen[place][self.paths[label][len(place)]] for place in self.places(label)) for label in self.paths}
-
-
-def rating_tree(paths: Mapping[str, Sequence[int]]) -> RatingTree:
-    """The tree of the labels' token sequences, which must differ from one another."""
-    branches: dict[tuple[int, ...], dict[int, None]] = {}
-    for path in paths.values():
-        for n, token in enumerate(path):
-            branches.setdefault(tuple(path[:n]), {})[token] = None
-    parting = {place: tuple(tokens) for place, tokens in branches.items() if len(tokens) > 1}
-    return RatingTree({label: tuple(path) for label, path in paths.items()}, parting)
-
-
 # --- models ----------------------------------------------------------------------------------------------------------
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import PromptConfig, fold, rating_problems
 from pipeline.errors import DataError, FineTuningNotSupportedError
 from pipeline.ports import Engine
-from pipeline.prompts import ANSWER_OPENING, ANSWER_RULE, answer_text, messages_for, user_text
-from pipeline.records import Message, Rating, RatingScale, RatingTree, Record, Split, TokenRow, Value, digest_text, rating_tree
+from pipeline.prompts import ANSWER_OPENING, ANSWER_RULE, RATIONALE_OPENING, answer_text, messages_for, user_text
+from pipeline.rating_tree import RatingTree, rating_tree
+from pipeline.records import Message, Rating, RatingScale, Record, Split, TokenRow, Value, digest_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -230,7 +231,7 @@ def tokenised(records: Sequence[Record], engine: Engine, scale: RatingScale, *, 
 
 def answer_tree(engine: Engine, scale: RatingScale) -> RatingTree:
     """Where the ratings' texts part, in the engine's tokens."""
-    return rating_tree({label: engine.tokenize(f'{ANSWER_OPENING}{label}", "rationale": "') for label in scale.labels})
+    return rating_tree({label: engine.tokenize(ANSWER_OPENING + label + RATIONALE_OPENING) for label in scale.labels})
 
 
 def end_of_turn(engine: Engine) -> int:

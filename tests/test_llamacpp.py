@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from pipeline import prompts as answer_format
-from pipeline.backends.label_tree import Ids, LabelTree
 from pipeline.config import GenerateConfig
 from pipeline.errors import ArtifactError, EngineError
+from pipeline.rating_tree import Ids, rating_tree
 from pipeline.records import Message, Prompt, Rating, RatingScale
 
 SCALE = RatingScale((Rating(0, "Does Not Match"), Rating(-1, "Unknown", abstain=True), Rating(1, "Match")))
@@ -35,12 +35,12 @@ def test_probabilities_are_products_along_the_path() -> None:
         asked.append((path, tokens))
         return SHARES[path]
 
-    assert LabelTree(PATHS).probabilities(branch) == pytest.approx({"No": 0.4, "Yes": 0.3, "Yes, partly": 0.3})
+    assert rating_tree(PATHS).probabilities(branch) == pytest.approx({"No": 0.4, "Yes": 0.3, "Yes, partly": 0.3})
     assert asked == [((1,), (5, 6)), ((1, 6), (7, 9))]
 
 
 def test_decoding_takes_the_likeliest_branch_at_each_step() -> None:
-    tree, chance = LabelTree(PATHS), random.Random(1)
+    tree, chance = rating_tree(PATHS), random.Random(1)
     assert tree.choose(lambda path, tokens: {5: 0.7, 6: 0.3}, 0.0, chance) == "No"
     # "No" is the likeliest label, but greedy decoding starts with the likelier first token
     assert tree.choose(lambda path, tokens: {5: 0.4, 6: 0.6} if path == (1,) else {9: 0.4, 7: 0.6}, 0.0, chance) == "Yes, partly"
@@ -50,7 +50,7 @@ def test_decoding_takes_the_likeliest_branch_at_each_step() -> None:
 
 
 def test_the_longest_path() -> None:
-    assert LabelTree(PATHS).longest == 4
+    assert rating_tree(PATHS).longest == 4
 
 
 # --- files that can't be loaded ---
@@ -118,7 +118,7 @@ def engine(gguf: Path) -> Iterator[object]:
 def test_probabilities_are_those_of_the_next_token(engine, gguf: Path) -> None:  # type: ignore[no-untyped-def]
     """Renormalised softmax over the whole vocabulary, computed another way."""
     paths = {label: engine.tokenize(answer_format.ANSWER_OPENING + label + answer_format.RATIONALE_OPENING) for label in SCALE.labels}
-    tree = LabelTree(paths)
+    tree = rating_tree(paths)
     for prompt, found in zip(PROMPTS, engine.rating_probabilities(PROMPTS, SCALE), strict=True):
         ids = engine.token_ids(prompt.messages)
 

@@ -19,7 +19,8 @@ from pipeline.backends import gguf, lora
 from pipeline.backends.base_model import resolve
 from pipeline.config import TrainConfig
 from pipeline.errors import ArtifactError, FineTuningNotSupportedError, TrainingFailedError
-from pipeline.records import TokenRow, rating_tree
+from pipeline.rating_tree import rating_tree
+from pipeline.records import TokenRow
 from tests.tiny_models import Tiny, tiny_model, write_tiny  # noqa: F401  a fixture
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")

@@ -16,7 +16,6 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, quants
-from gguf.constants import GGML_QUANT_SIZES
 
 from pipeline.backends.gguf_header import TensorInfo, read_header
 from pipeline.errors import ArtifactError

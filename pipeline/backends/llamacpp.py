@@ -18,10 +18,10 @@ from typing import Any
 
 from pipeline import prompts as answer_format
 from pipeline.backends.gguf_header import Header, read_header
-from pipeline.backends.label_tree import Ids, LabelTree
 from pipeline.backends.llamacpp_server import SEED, Server, side_by_side
 from pipeline.config import GenerateConfig
 from pipeline.errors import EngineError
+from pipeline.rating_tree import Ids, RatingTree, rating_tree
 from pipeline.records import Completion, Finish, Message, Prompt, RatingScale, fingerprint
 from pipeline.store import digest_file
 
@@ -142,9 +142,9 @@ class LlamaCppEngine:
         found = dict(side_by_side(rate, rows, server.parallel))
         return [found[n] for n in range(len(rows))]
 
-    def _labels(self, scale: RatingScale) -> LabelTree:
+    def _labels(self, scale: RatingScale) -> RatingTree:
         fixed = {label: answer_format.ANSWER_OPENING + label + answer_format.RATIONALE_OPENING for label in scale.labels}
-        return LabelTree({label: self.tokenize(text) for label, text in fixed.items()})
+        return rating_tree({label: self.tokenize(text) for label, text in fixed.items()})
 
     # --- the model in memory ---
 
@@ -244,7 +244,7 @@ class _RowFailed(EngineError):
 @dataclass(frozen=True)
 class _Answering:
     server: Server
-    labels: LabelTree
+    labels: RatingTree
     generate: GenerateConfig
 
     def answer(self, prompt: Prompt, ids: Ids, slot: int) -> Completion:

@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.backends.label_tree import Ids
 from pipeline.errors import EngineError
+from pipeline.rating_tree import Ids
 from pipeline.records import Message
 
 # Threads that wait for one another by spinning lose whole time slices as soon as anything else wants a core. OpenMP reads this once,

@@ -12,6 +12,7 @@ import re
 import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from pipeline.backends import gguf
 from pipeline.config import TrainConfig
 from pipeline.errors import ArtifactError, FineTuningNotSupportedError, TrainingFailedError
 from pipeline.ports import BaseModel, Progress, TrainingEstimate, quiet
-from pipeline.records import EpochFigures, RatingTree, TokenRow, TrainingResult, fingerprint
+from pipeline.rating_tree import RatingTree
+from pipeline.records import EpochFigures, TokenRow, TrainingResult, fingerprint
 from pipeline.store import writing
 
 ARCHITECTURES: dict[str, tuple[Any, Any]] = {
@@ -513,14 +515,11 @@ class TrainedLora:
 
     @torch.no_grad()
     def rating_probabilities(self, prompts: Sequence[Sequence[int]], tree: RatingTree) -> list[dict[str, float]]:
-        found = []
-        for prompt in prompts:
-            chosen = {}
-            for place, allowed in tree.branches.items():
-                logits = self._next_logits((*prompt, *place))[list(allowed)]
-                chosen[place] = dict(zip(allowed, torch.softmax(logits, 0).tolist(), strict=True))
-            found.append(tree.probabilities(chosen))
-        return found
+        def branch(prompt: Sequence[int], place: Sequence[int], allowed: Sequence[int]) -> dict[int, float]:
+            shares = torch.softmax(self._next_logits((*prompt, *place))[list(allowed)], 0)
+            return dict(zip(allowed, shares.tolist(), strict=True))
+
+        return [tree.probabilities(partial(branch, prompt)) for prompt in prompts]
 
     @torch.no_grad()
     def top_logprobs(self, tokens: Sequence[int], n: int) -> dict[int, float]:

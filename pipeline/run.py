@@ -1,0 +1,564 @@
+"""The order of the stages, and only that: what runs, what is cached, what each is handed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline.config import PipelineConfig
+from pipeline.errors import ArtifactError, ConfigError, ModelNotFoundError, OutputError
+from pipeline.ports import BaseModel, Progress, quiet
+from pipeline.records import SPLITS, ModelFacts, Record, fingerprint, to_plain
+from pipeline.store import RunFolder, digest_file, explained, read_json, write_json, write_text
+
+if TYPE_CHECKING:
+    from pipeline.fine_tuner import TuneConfig
+    from pipeline.records import Answer, DataQuality, Evaluation, TrainingResult
+    from pipeline.versions import Allocation
+
+STAGES = ("format", "finetune", "infer", "evaluate", "version", "report")
+# Part of each stage's key: raise one when its stage gives something else for the same inputs.
+STAGE_VERSIONS = {"format": 1, "finetune": 1, "infer": 1, "evaluate": 1, "version": 1, "report": 1}
+MODEL_FILES = {"base": None, "fine_tuned": "fine_tuned_model.gguf", "model_set": "model_set_config.json"}
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    stage: str
+    action: Literal["run", "cached"]
+    why: str
+    seconds: float | None  # what it took last time; None when it never ran here
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    stage: str
+    action: Literal["ran", "cached"]
+    seconds: float
+    summary: str
+
+
+@dataclass(frozen=True)
+class RunResult:
+    stages: tuple[StageOutcome, ...]
+    unchanged: bool
+    verdict: str | None
+    versions: Mapping[str, str]
+    files: Mapping[str, str]
+    systems: tuple[Mapping[str, Any], ...]
+    exit_code: int
+
+
+class Pipeline:
+    """One configuration and its output folder."""
+
+    def __init__(self, config: PipelineConfig, *, progress: Progress = quiet, debug: bool = False, fallback: bool = True) -> None:
+        self.config, self.progress, self.debug, self.fallback = config, progress, debug, fallback
+        self.folder = RunFolder(config.output_path)
+        self.scale = config.dataset.scale
+        self._base: BaseModel | None = None
+        self._base_missing = False
+        if config.model.engine == "ollama":
+            raise ConfigError("model.engine", ["ollama is reserved; use embedded"])
+
+    # --- what there is to do ---
+
+    def plan(self) -> tuple[StagePlan, ...]:
+        """What `run` would do, stage by stage. After the first stage that must run, the later ones run too."""
+        plans: list[StagePlan] = []
+        stale = None
+        for stage in STAGES:
+            why = f"{stale} runs" if stale else self.folder.why_not_done(stage, self._key(stage))
+            facts = (self.folder.manifest(stage) or {}).get("facts", {})
+            if why is None:
+                plans.append(StagePlan(stage, "cached", "nothing it depends on changed", 0.0))
+            else:
+                stale = stale or stage
+                plans.append(StagePlan(stage, "run", why, facts.get("seconds")))
+        return tuple(plans)
+
+    def run(self, until: str = STAGES[-1], *, force: bool = False) -> RunResult:
+        """Runs what is not cached, up to and including `until`."""
+        self._check_gates()
+        started = datetime.now(UTC)
+        outcomes: list[StageOutcome] = []
+        with self._alone():
+            for stage in STAGES[: STAGES.index(until) + 1]:
+                key = self._key(stage)
+                if not force and self.folder.is_done(stage, key):
+                    outcomes.append(StageOutcome(stage, "cached", 0.0, self._facts(stage).get("summary", "")))
+                    continue
+                outcomes.append(self._run_stage(stage))
+        result = self._result(tuple(outcomes))
+        if not result.unchanged and "run" in result.versions and self._facts("version").get("recorded"):
+            self._write_log(result, started)
+        return result
+
+    def _run_stage(self, stage: str) -> StageOutcome:
+        begun = time.monotonic()
+        self.progress(stage, 0, 0, "")
+        self.folder.begin(stage)
+        key = self._key(stage)
+        work: Callable[[], tuple[list[str], dict[str, Any]]] = getattr(self, f"_{stage}")
+        files, facts = work()
+        seconds = round(time.monotonic() - begun, 2)
+        self.folder.finish(stage, key, files, {**facts, "seconds": seconds})
+        return StageOutcome(stage, "ran", seconds, str(facts["summary"]))
+
+    def _key(self, stage: str) -> str:
+        """What the stage is asked for: its settings and the digests of what it reads."""
+        config = self.config
+        parts: dict[str, Callable[[], list[Any]]] = {
+            "format": lambda: [
+                self._table_digest(), _without(config.dataset, "path", "license", "language", "shareable"), config.prompt, config.seed,
+            ],
+            "finetune": lambda: [
+                self._facts("format").get("train_valid"), self.scale, config.train, config.prompt, config.generate, config.model_set,
+                self._wants_model_set(), config.seed, self._base_identity(), self._refuses_what_is_there(),
+            ],
+            "infer": lambda: [self._facts("format").get("test"), self._systems(), config.generate, config.prompt.max_tokens],
+            "evaluate": lambda: [
+                self._digest("infer", "outputs.jsonl"), self._digest("format", "formatted_dataset.csv"), config.evaluate, config.seed,
+            ],
+            "version": lambda: [
+                self._digest("evaluate", "scores.json"), config.project, config.dataset, config.train, self._metadata_state(),
+            ],
+            "report": lambda: [self._digest("evaluate", "scores.json"), self._facts("version"), config.project],
+        }  # fmt: skip
+        return fingerprint(stage, STAGE_VERSIONS[stage], *parts[stage]())
+
+    def _facts(self, stage: str) -> Mapping[str, Any]:
+        manifest = self.folder.manifest(stage)
+        return manifest["facts"] if manifest else {}
+
+    def _digest(self, stage: str, name: str) -> str | None:
+        manifest = self.folder.manifest(stage)
+        return manifest["files"].get(name, {}).get("digest") if manifest else None
+
+    def _table_digest(self) -> str | None:
+        try:
+            return digest_file(self.config.dataset_path)
+        except ArtifactError:
+            return None  # the formatter says what is wrong with the path
+
+    def _base_identity(self) -> str:
+        base = self._find_base()
+        return base.facts.digest if base else f"not found: {self.config.model.name}"
+
+    def _find_base(self) -> BaseModel | None:
+        if self._base is None and not self._base_missing:
+            from pipeline.backends.base_model import resolve
+
+            try:
+                self._base = resolve(self.config.model.name, root=self.config.root)
+            except ModelNotFoundError:
+                self._base_missing = True
+        return self._base
+
+    def _refuses_what_is_there(self) -> bool:
+        """A model set was made before, and the fallback is off now."""
+        return not self.fallback and self._facts("finetune").get("approach") == "model_set"
+
+    def _wants_model_set(self) -> bool:
+        return self.config.model_set.compare or "model_set" in self.config.evaluate.systems
+
+    def _systems(self) -> dict[str, str]:
+        """The systems to ask and the digest of each one's model: those configured, as far as the model stage made them."""
+        made: Mapping[str, str] = self._facts("finetune").get("models", {})
+        wanted = [*self.config.evaluate.systems, *(["model_set"] if self._wants_model_set() or "fine_tuned" not in made else [])]
+        return {name: made[name] for name in ("base", "fine_tuned", "model_set") if name in made and name in wanted}
+
+    def _metadata_state(self) -> str | None:
+        """Digest of the three cards: deleting or editing one makes the version stage run again."""
+        cards = [self.config.metadata_path / f"{kind}_card.yaml" for kind in ("dataset", "model", "run")]
+        found = [digest_file(path) for path in cards if path.is_file()]
+        expected = self._facts("version").get("cards")
+        return None if expected is None or found == expected else fingerprint(found)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Holds the folder against a second run at the same time."""
+        with explained(self.folder / ".lock"):
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.folder / ".lock").open("w")
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise OutputError(
+                    f"{self.folder.path}: another run is at work here", hint="wait for it, or name another output_dir"
+                ) from None
+            yield
+
+    def _check_gates(self) -> None:
+        if self.config.evaluate.gates or self.config.evaluate.judge:
+            from pipeline.evaluation_gates import check_gates
+
+            given = ["copilot"] * (self.config.dataset.copilot is not None) + list(self.config.dataset.raters)
+            models = ["base", "fine_tuned", "model_set"]
+            check_gates(self.config.evaluate, systems=[*models, *given, "majority"], scale=self.scale)
+
+    # --- the stages ---
+
+    def _format(self) -> tuple[list[str], dict[str, Any]]:
+        from pipeline.formatter_promptbuilder import format_dataset
+        from pipeline.versions import read_assignments
+
+        assigned = read_assignments(self.config.metadata_path)
+        quality = format_dataset(self.config, self.folder.path, assigned=assigned, progress=self.progress)
+        records = self._records()
+        rows = {name: quality.splits[name].rows for name in SPLITS}
+        facts = {
+            "train_valid": fingerprint([r for r in map(_trained_on, records) if r["split"] != "test"]),
+            "test": fingerprint([[r.record_id, r.prompt] for r in records if r.split == "test"]),
+            "summary": f"{quality.rows_kept} rows ({', '.join(f'{n} {name}' for name, n in rows.items())}), {len(quality.dropped)} dropped",
+        }
+        return ["formatted_dataset.csv", "data_quality.json"], facts
+
+    def _finetune(self) -> tuple[list[str], dict[str, Any]]:
+        from pipeline.fine_tuner import FINE_TUNED_FILES, MODEL_SET_FILES, FineTuner
+
+        tuner = FineTuner(self.debug, self.fallback, progress=self.progress)
+        records = self._records()
+        tune = self._tune_config()
+        _, made = tuner.tune(records, self.scale, tune, self.folder.path)
+        base = self._find_base()
+        models = {"base": base.facts.digest} if base else {}
+        files = list(MODEL_SET_FILES)
+        if made["approach"] == "fine_tuning":
+            files = list(FINE_TUNED_FILES)
+            models["fine_tuned"] = made["digests"]["fine_tuned_model.gguf"]
+            if self._wants_model_set():
+                tuner.make_model_set(base, records, self.scale, tune, self.folder.path, "compared with the fine-tuned model")
+                files.append("model_set_config.json")
+        if "model_set_config.json" in files and base:
+            models["model_set"] = self._model_set().model_digest
+        return files, {"approach": made["approach"], "models": models, "summary": _summary_of_tuning(made)}
+
+    def _infer(self) -> tuple[list[str], dict[str, Any]]:
+        from pipeline.inference_runner import SystemRun, run_inference
+
+        base = self._find_base()
+        rows = [record for record in self._records() if record.split == "test"]
+        runs = []
+        for system, digest in self._systems().items():
+            assert base is not None  # no system has a model without one
+            path = self.folder / "fine_tuned_model.gguf" if system == "fine_tuned" else base.path
+            runs.append(SystemRun(system, self._prompts(system, rows), digest, _opener(path)))
+        counts = run_inference(
+            runs, self.folder / "outputs.jsonl", scale=self.scale, generate=self.config.generate,
+            max_prompt_tokens=self.config.prompt.max_tokens, progress=self.progress,
+        )  # fmt: skip
+        summary = "; ".join(f"{name}: {c.done} answers made, {c.resumed} kept" for name, c in counts.systems.items()) or "no model to ask"
+        return ["outputs.jsonl"], {"counts": to_plain(counts), "summary": summary}
+
+    def _prompts(self, system: str, rows: Sequence[Record]) -> list[Any]:
+        from pipeline.prompts import messages_for
+        from pipeline.records import Prompt
+
+        messages = self._model_set().messages_for if system == "model_set" else messages_for
+        return [Prompt(row.record_id, messages(row)) for row in rows]
+
+    def _evaluate(self) -> tuple[list[str], dict[str, Any]]:
+        from pipeline.backends.ragas_metrics import RagasScorer
+        from pipeline.evaluation import evaluate, gate_exit_code
+
+        records = self._records()
+        rows = [record for record in records if record.split == "test"]
+        systems = self._systems()
+        primary = "fine_tuned" if "fine_tuned" in systems else "model_set"
+        scores = evaluate(
+            rows, self._answers(rows), scale=self.scale, config=self.config.evaluate, score=RagasScorer(), seed=self.config.seed,
+            primary=primary, train_labels=[record.label for record in records if record.split == "train"], progress=self.progress,
+        )  # fmt: skip
+        write_json(self.folder / "scores.json", scores)
+        return ["scores.json"], {"exit_code": gate_exit_code(scores), "summary": scores.verdict}
+
+    def _version(self) -> tuple[list[str], dict[str, Any]]:
+        """Allocates the three versions, records them and writes the cards; provisional ones write nothing."""
+        from pipeline.versions import default_branch_state, write_assignments
+
+        allocations = self._allocations(provisional=not default_branch_state(self.config.root).allocates)
+        recorded = not any(allocation.provisional for allocation in allocations.values())
+        versions = {kind: allocation.name for kind, allocation in allocations.items()}
+        cards: list[str] = []
+        if recorded:
+            from pipeline.formatter_promptbuilder import row_key
+
+            write_assignments(self.config.metadata_path, {row_key(r.prompt): r.split for r in self._records()})
+            cards = self._write_cards(allocations)
+        why = [sentence for allocation in allocations.values() for sentence in allocation.why]
+        summary = ", ".join(versions.values()) + ("" if recorded else " (provisional: not the default branch)")
+        return [], {"versions": versions, "recorded": recorded, "why": why, "cards": cards, "summary": summary}
+
+    def _report(self) -> tuple[list[str], dict[str, Any]]:
+        from pipeline.report import render_html, render_summary
+
+        data = self._report_data()
+        write_text(self.folder / "report.html", render_html(data))
+        write_text(self.folder / "summary.md", render_summary(data))
+        return ["report.html", "summary.md"], {"summary": str(self.folder / "report.html")}
+
+    # --- versions and cards ---
+
+    def _allocations(self, *, provisional: bool) -> dict[str, Allocation]:
+        from pipeline.versions import Registry, dataset_inputs, model_inputs, run_inputs
+
+        config = self.config
+        registry = Registry.load(config.metadata_path)
+        base = self._find_base()
+        rows = self._digest("format", "formatted_dataset.csv") or ""
+        method: Literal["lora", "model_set"] = "lora" if self._facts("finetune").get("approach") == "fine_tuning" else "model_set"
+        dataset = registry.plan(dataset_inputs(config, rows), provisional=provisional)
+        model = registry.plan(
+            model_inputs(config, base.facts if base else None, self._facts("format").get("train_valid", ""), method),
+            lineage={"dataset": dataset}, provisional=provisional,
+        )  # fmt: skip
+        run = registry.plan(
+            run_inputs(config, model.key, dataset.key), lineage={"model": model, "dataset": dataset}, provisional=provisional
+        )
+        return {"dataset": dataset, "model": model, "run": run}
+
+    def _write_cards(self, allocations: Mapping[str, Allocation]) -> list[str]:
+        from pipeline import cards
+        from pipeline.versions import Registry
+
+        config, metadata = self.config, self.config.metadata_path
+        registry = Registry.load(metadata)
+        now, commit = _now(), _commit(config.root)
+        primary = "fine_tuned_model.gguf" if self._facts("finetune").get("approach") == "fine_tuning" else "model_set_config.json"
+        artifacts = {
+            "dataset": self._digest("format", "formatted_dataset.csv"),
+            "model": self._digest("finetune", primary),
+            "run": self._digest("evaluate", "scores.json"),
+        }
+        machine = {"model": self._build_machine()}
+        version = {
+            kind: registry.record(allocation, created=now, artifact=artifacts[kind], machine=machine.get(kind, {}), commit=commit)
+            for kind, allocation in allocations.items()
+        }
+        history = {kind: registry.history(allocation.kind) for kind, allocation in allocations.items()}
+        made, evaluation = self._made(), self._scores()
+        base = self._find_base()
+        written = {
+            "dataset": cards.dataset_card(config, self._quality(), version=version["dataset"], history=history["dataset"]),
+            "model": cards.model_card(
+                config, base.facts if base else None, version=version["model"], history=history["model"],
+                method="lora" if made["approach"] == "fine_tuning" else "model_set", reason=made["reason"], training=self._training(made),
+                evaluation=evaluation, validation=made["validation"], lineage=self._lineage(), evaluated_on=version["dataset"]["name"],
+            ),
+            "run": cards.run_card(config, evaluation, version=version["run"], history=history["run"], lineage=self._lineage()),
+        }  # fmt: skip
+        for kind, card in written.items():
+            problems = cards.validate_card(kind, card)
+            if problems:
+                raise ArtifactError(f"the {kind} card breaks the Hub's rules:\n" + "\n".join(f"  - {problem}" for problem in problems))
+            cards.write_card(metadata / f"{kind}_card.yaml", card)
+        return [digest_file(metadata / f"{kind}_card.yaml") for kind in written]
+
+    def _build_machine(self) -> dict[str, Any]:
+        from importlib.metadata import version
+
+        training = self._made().get("training") or {}
+        packages = {name: version(name) for name in ("torch", "transformers", "xllamacpp")}
+        return {"dtype": training.get("dtype"), "threads": training.get("threads"), "engine": "embedded", "packages": packages}
+
+    def _lineage(self) -> dict[str, str]:
+        digests = {
+            "formatted_dataset.csv": self._digest("format", "formatted_dataset.csv"),
+            "outputs.jsonl": self._digest("infer", "outputs.jsonl"),
+            "scores.json": self._digest("evaluate", "scores.json"),
+            **{f"model of {name}": digest for name, digest in self._systems().items()},
+        }
+        return {name: digest for name, digest in digests.items() if digest}
+
+    def _write_log(self, result: RunResult, started: datetime) -> None:
+        """metadata/runs/NAME.jsonl: a line a stage; no record text."""
+        path = self.config.metadata_path / "runs" / f"{result.versions['run']}.jsonl"
+        kept = path.read_text(encoding="utf-8") if path.is_file() else ""
+        counts = {"infer": self._facts("infer").get("counts")}
+        lines = [
+            json.dumps({"run_started": started.isoformat(timespec="seconds"), "stage": o.stage, "action": o.action, "seconds": o.seconds,
+                        "exit": result.exit_code if o.stage == "evaluate" else 0, "counts": counts.get(o.stage)}, ensure_ascii=False)
+            for o in result.stages
+        ]  # fmt: skip
+        write_text(path, kept + "".join(line + "\n" for line in lines))
+
+    def versions(self, explain: bool = False) -> list[Mapping[str, Any]]:
+        """The recorded versions, and first what this configuration has or would get, with reasons."""
+        from pipeline.versions import Registry, default_branch_state
+
+        registry = Registry.load(self.config.metadata_path)
+        found: list[Mapping[str, Any]] = []
+        if self.folder.manifest("finetune"):
+            state = default_branch_state(self.config.root)
+            for kind, planned in self._allocations(provisional=not state.allocates).items():
+                why = list(planned.why) + (registry.explain(planned.kind, planned.id) if explain and planned.existing else [])
+                found.append({"kind": kind, "name": planned.name, "state": _state(planned), "why": list(dict.fromkeys(why))})
+        for kind in ("dataset", "model", "run"):
+            for line in registry.history(kind):  # type: ignore[arg-type]
+                found.append({"kind": kind, "state": "recorded", **line})
+        return found
+
+    def verify(self) -> list[str]:
+        """Problems in the metadata and of files that are not what their stage left; empty when all is well."""
+        from pipeline import cards
+        from pipeline.versions import verify
+
+        problems = list(verify(self.config.metadata_path)) if self.config.metadata_path.is_dir() else []
+        for kind in ("dataset", "model", "run"):
+            path = self.config.metadata_path / f"{kind}_card.yaml"
+            if path.is_file():
+                problems += [f"{path.name}: {problem}" for problem in cards.validate_card(kind, cards.read_card(path))]
+        for stage in STAGES:
+            for name, entry in ((self.folder.manifest(stage) or {}).get("files") or {}).items():
+                path = self.folder / name
+                if not path.is_file():
+                    problems.append(f"{path}: missing (left by {stage})")
+                elif digest_file(path) != entry["digest"]:
+                    problems.append(f"{path}: is not what {stage} left")
+        return problems
+
+    # --- what stages left ---
+
+    def _records(self) -> tuple[Record, ...]:
+        from pipeline.formatter_promptbuilder import read_formatted
+
+        return read_formatted(self.folder / "formatted_dataset.csv", self.scale)
+
+    def _answers(self, rows: Sequence[Record]) -> list[Answer]:
+        from pipeline.inference_runner import given_answers, read_answers
+
+        systems = list(self._systems())
+        ids = [row.record_id for row in rows]
+        made = read_answers(self.folder / "outputs.jsonl", record_ids=ids, systems=systems) if systems else ()
+        return [*made, *given_answers(rows)]
+
+    def _tune_config(self) -> TuneConfig:
+        from pipeline.fine_tuner import TuneConfig
+
+        c = self.config
+        return TuneConfig(c.model.name, c.seed, c.train, c.prompt, c.generate, c.model_set, c.root)
+
+    def _model_set(self) -> Any:
+        from pipeline.model_set import read_model_set
+
+        return read_model_set(self.folder / "model_set_config.json")
+
+    def _made(self) -> dict[str, Any]:
+        made: dict[str, Any] = read_json(self.folder / "fine_tuning_metadata.json")
+        return made
+
+    def _training(self, made: Mapping[str, Any]) -> TrainingResult | None:
+        from pydantic import TypeAdapter
+
+        from pipeline.records import TrainingResult
+
+        return TypeAdapter(TrainingResult).validate_python(made["training"]) if made["training"] else None
+
+    def _scores(self) -> Evaluation:
+        from pydantic import TypeAdapter
+
+        from pipeline.records import Evaluation
+
+        return TypeAdapter(Evaluation).validate_python(read_json(self.folder / "scores.json"))
+
+    def _quality(self) -> DataQuality:
+        from pipeline.formatter_promptbuilder import read_quality
+
+        quality = read_quality(self.folder / "data_quality.json")
+        return dataclasses.replace(quality, prompt_tokens=self._made().get("prompt_tokens", {}))
+
+    def _report_data(self) -> Any:
+        from pipeline.report import ReportData
+
+        made, rows = self._made(), [record for record in self._records() if record.split == "test"]
+        base = self._find_base()
+        facts: ModelFacts | None = base.facts if base else None
+        settings = {key: value for key, value in vars(self.config).items() if key not in ("root", "output_dir")}
+        return ReportData(
+            project=self.config.project, created=_now(), evaluation=self._scores(), records=rows, answers=self._answers(rows),
+            quality=self._quality(), training=self._training(made), model=facts, approach=made["approach"], approach_reason=made["reason"],
+            validation=made["validation"], versions=self._facts("version")["versions"], lineage=self._lineage(), config=to_plain(settings),
+            topic=self.config.prompt.topic,
+        )  # fmt: skip
+
+    def _result(self, outcomes: tuple[StageOutcome, ...]) -> RunResult:
+        scored = any(outcome.stage == "evaluate" for outcome in outcomes)
+        scores = read_json(self.folder / "scores.json") if scored else None
+        tuned = self._facts("finetune").get("approach") == "fine_tuning"
+        left = {
+            "report": "report.html", "summary": "summary.md", "scores": "scores.json", "dataset": "formatted_dataset.csv",
+            "model": "fine_tuned_model.gguf" if tuned else "model_set_config.json",
+        }  # fmt: skip
+        done = {outcome.stage for outcome in outcomes}
+        maker = {"report": "report", "summary": "report", "scores": "evaluate", "dataset": "format", "model": "finetune"}
+        return RunResult(
+            stages=outcomes,
+            unchanged=all(outcome.action == "cached" for outcome in outcomes),
+            verdict=scores["verdict"] if scores else None,
+            versions=self._facts("version").get("versions", {}) if "version" in done else {},
+            files={name: str(self.folder / file) for name, file in left.items() if maker[name] in done},
+            systems=tuple(_headline(system) for system in scores["systems"]) if scores else (),
+            exit_code=int(self._facts("evaluate").get("exit_code", 0)) if scored else 0,
+        )
+
+
+def _headline(system: Mapping[str, Any]) -> dict[str, Any]:
+    accuracy = system["accuracy"]
+    return {
+        "name": system["system"], "accuracy": accuracy["value"], "low": accuracy["low"], "high": accuracy["high"],
+        "macro_f1": system["macro_f1"]["value"], "n": system["n"], "n_invalid": system["n_invalid"],
+    }  # fmt: skip
+
+
+def _summary_of_tuning(made: Mapping[str, Any]) -> str:
+    if made["approach"] == "model_set":
+        return f"model set: {made['reason']}"
+    training = made["training"]
+    return f"trained on {training['trained_rows']} rows, best epoch {training['best_epoch']} of {len(training['epochs'])}"
+
+
+def _trained_on(record: Record) -> dict[str, Any]:
+    """What training reads of a record."""
+    return {name: getattr(record, name) for name in ("record_id", "split", "prompt", "label", "rationale")}
+
+
+def _without(section: Any, *names: str) -> dict[str, Any]:
+    return {key: value for key, value in vars(section).items() if key not in names}
+
+
+def _opener(path: Path) -> Callable[[], Any]:
+    def open_it() -> Any:
+        from pipeline.backends.llamacpp import open_engine
+
+        return open_engine(path)
+
+    return open_it
+
+
+def _state(planned: Allocation) -> str:
+    return "unchanged" if planned.existing else "provisional" if planned.provisional else "new"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _commit(root: Path) -> str | None:
+    """The commit that the configuration lies in; None outside a repository or without git."""
+    try:
+        found = subprocess.run(["git", "-C", os.fspath(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() if found.returncode == 0 else None
