@@ -40,7 +40,7 @@ class Result:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and gives its exit code (DESIGN §6). Raises nothing but the SystemExit of --help and --version."""
+    """Runs one command and gives its exit code (`pipeline.errors`). Raises nothing but the SystemExit of --help and --version."""
     from pipeline import process
 
     argv = sys.argv[1:] if argv is None else list(argv)

@@ -189,13 +189,13 @@ class FineTuner:
             reason = f"no train row fits: {dict(rows.refused)}"
             raise _Fallback(reason, DataError("dataset", [reason], hint="raise prompt.max_tokens, or shorten the texts"))
         estimate = self._estimate(trainer, base, rows, config)
-        self._write_training_data(records, rows, config, scale, output_dir)
         self._log_example(records, rows)
         try:
             trained = trainer.train(base, rows.train, rows.valid, config.train, seed=config.seed, folder=output_dir, progress=self.progress)
         except TrainingFailedError as error:
             raise _Fallback(str(error), error) from error
         self.progress("write", 0, 0, "merging the adapter into the base")
+        self._write_training_data(records, rows, config, scale, output_dir)
         merge = trained.write(output_dir)
         validation = check_parity(
             trained,

@@ -1,6 +1,6 @@
 """The user's rated table -> formatted_dataset.csv: prompts, standardised ratings, splits, and what is wrong with the data.
 
-What is decided here, beside DESIGN's "Files":
+What is decided here:
 - A text column becomes a section of the user message. Cells are stripped, line ends become line feeds.
 - A row without text or without a rating is dropped and counted. So are exact duplicates (same prompt, same rating; the first
   stays) and all rows of one prompt that was rated in two ways: there is no truth in them to learn or to test.

@@ -206,7 +206,7 @@ def _base_model(machine: Machine, model: ModelConfig, root: Path) -> Check:
     if any(path.is_file() for path in (root / model.name, Path(model.name))):
         return Check("base model", True, model.name)
     if model.engine == "embedded" or model.name.casefold().endswith(".gguf"):
-        advice = "name a GGUF file, hf.co/OWNER/REPO/FILE.gguf, or set model.engine: ollama for a name that a server serves"
+        advice = "name a GGUF file, hf.co/OWNER/REPO/FILE.gguf, or the embedded default"
         return Check("base model", False, f"{model.name}: no such file", advice)
     return Check("base model", None, f"{model.name}: for the Ollama server to find")
 
@@ -232,7 +232,7 @@ def _optional(name: str, service: Service, advice: str) -> Check:
 def _ollama_check(service: Service, model: ModelConfig) -> Check:
     if model.engine == "ollama" and not service.works:
         return Check("Ollama", False, service.found, "start it with `ollama serve`, set OLLAMA_HOST, or set model.engine: embedded")
-    return _optional("Ollama", service, "needed for model.engine: ollama only")
+    return _optional("Ollama", service, "serves the fine-tuned model to others; the job itself does not need it")
 
 
 def _gigabytes(n_bytes: int) -> str:

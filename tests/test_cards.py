@@ -190,9 +190,7 @@ def test_cards_of_recorded_versions_hold_together(tmp_path: Path) -> None:
     _, about_run = recorded(run_inputs(chosen, model.key, data.key), model=model, dataset=data)
     made = {
         "dataset": dataset_card(chosen, QUALITY, version=about_data, history=registry.history("dataset")),
-        "model": model_card(
-            chosen, FACTS, version=about_model, history=registry.history("model"), method="lora", evaluation=evaluation()
-        ),
+        "model": model_card(chosen, FACTS, version=about_model, history=registry.history("model"), method="lora", evaluation=evaluation()),
         "run": run_card(chosen, evaluation(), version=about_run, history=registry.history("run")),
     }
     for kind, card in made.items():

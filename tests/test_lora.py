@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipeline.backends import gguf, lora
+from pipeline.backends import gguf, lora, lora_model, packs
 from pipeline.backends.base_model import resolve
 from pipeline.config import TrainConfig
 from pipeline.errors import ArtifactError, FineTuningNotSupportedError, TrainingFailedError
@@ -70,14 +70,14 @@ def make_run(base: gguf.GgufFile, folder: Path, config: TrainConfig = CONFIG, **
     return lora.LoraRun(base, options.pop("train", make_rows(10)), options.pop("valid", make_rows(4, 2, "v")), config, **options)
 
 
-def stir(layers: dict[str, lora.LoraLinear]) -> None:
+def stir(layers: dict[str, lora_model.LoraLinear]) -> None:
     """Gives B values, so that the change is not zero."""
     generator = torch.Generator().manual_seed(9)
     for layer in layers.values():
         layer.b.data = 0.05 * torch.randn(layer.b.shape, generator=generator)
 
 
-def gradients(layers: dict[str, lora.LoraLinear]) -> dict[str, torch.Tensor]:
+def gradients(layers: dict[str, lora_model.LoraLinear]) -> dict[str, torch.Tensor]:
     found = {}
     for name, layer in layers.items():
         assert layer.a.grad is not None
@@ -107,7 +107,7 @@ def test_the_loaded_model_is_the_one_transformers_loads(small_model: TinyModel, 
     theirs = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32, **head).eval()
     tokens = torch.tensor([[*make_rows(1)[0].prompt, *range(500, 540)]])
     with gguf.open_gguf(path) as file, torch.no_grad():
-        ours: Any = lora.load_model(file, torch.float32)
+        ours: Any = lora_model.load_model(file, torch.float32)
         torch.testing.assert_close(ours(tokens).logits, theirs(tokens).logits, atol=1e-4, rtol=1e-4)
         assert not any(parameter.requires_grad for parameter in ours.parameters())
         assert ours.config.tie_word_embeddings is settings["tied"]
@@ -115,8 +115,8 @@ def test_the_loaded_model_is_the_one_transformers_loads(small_model: TinyModel, 
 
 def test_scaled_positions_in_a_tensor_are_applied(small_model: TinyModel) -> None:
     with gguf.open_gguf(small_model("llama", rope_freqs=True)) as scaled, gguf.open_gguf(small_model("llama")) as plain:
-        with_factors: Any = lora.load_model(scaled, torch.float32)
-        without: Any = lora.load_model(plain, torch.float32)
+        with_factors: Any = lora_model.load_model(scaled, torch.float32)
+        without: Any = lora_model.load_model(plain, torch.float32)
         factors = torch.from_numpy(scaled.dequantised("rope_freqs.weight"))
     torch.testing.assert_close(with_factors.model.rotary_emb.inv_freq * factors, without.model.rotary_emb.inv_freq)
 
@@ -126,12 +126,12 @@ def test_our_lora_is_pefts(small_model: TinyModel, architecture: str) -> None:
     from peft import LoraConfig, get_peft_model
 
     with gguf.open_gguf(small_model(architecture)) as file:
-        ours: Any = lora.load_model(file, torch.float32)
-        layers = lora.add_lora(ours, CONFIG, seed=1)
+        ours: Any = lora_model.load_model(file, torch.float32)
+        layers = lora_model.add_lora(ours, CONFIG, seed=1)
         stir(layers)
         theirs: Any = get_peft_model(
-            lora.load_model(file, torch.float32),
-            LoraConfig(r=CONFIG.rank, lora_alpha=CONFIG.alpha, target_modules=list(lora.TARGETS), lora_dropout=0.0),
+            lora_model.load_model(file, torch.float32),
+            LoraConfig(r=CONFIG.rank, lora_alpha=CONFIG.alpha, target_modules=list(lora_model.TARGETS), lora_dropout=0.0),
         )
     adapted = {
         gguf.tensor_name(name.removeprefix("base_model.model.") + ".weight"): module
@@ -159,7 +159,7 @@ def test_other_architectures_are_refused_by_name(tmp_path: Path) -> None:
         gguf.open_gguf(path) as file,
         pytest.raises(FineTuningNotSupportedError, match=r"gemma2 can't be trained; llama, qwen2, qwen3 can"),
     ):
-        lora.model_config(file)
+        lora_model.model_config(file)
     why = lora.LoraTrainer().unsupported(resolve(str(path)))
     assert why is not None
     assert "gemma2" in why
@@ -179,7 +179,7 @@ def test_variants_that_would_be_learnt_wrongly_are_refused(llama: gguf.GgufFile,
     if tensor:
         llama.tensors = {**llama.tensors, tensor: llama.tensors["output_norm.weight"]}
     with pytest.raises(FineTuningNotSupportedError, match=words):
-        lora.model_config(llama)
+        lora_model.model_config(llama)
 
 
 def test_a_missing_or_misshapen_tensor_is_named(llama: gguf.GgufFile) -> None:
@@ -187,10 +187,10 @@ def test_a_missing_or_misshapen_tensor_is_named(llama: gguf.GgufFile) -> None:
     info = llama.tensors[name]
     llama.tensors = {**llama.tensors, name: dataclasses.replace(info, shape=info.shape[::-1])}
     with pytest.raises(ArtifactError, match=r"blk\.1\.ffn_up\.weight has shape"):
-        lora.load_model(llama, torch.float32)
+        lora_model.load_model(llama, torch.float32)
     llama.tensors = {other: info for other, info in llama.tensors.items() if other != name}
     with pytest.raises(ArtifactError, match=r"blk\.1\.ffn_up\.weight is missing"):
-        lora.load_model(llama, torch.float32)
+        lora_model.load_model(llama, torch.float32)
 
 
 # --- rows and loss ---------------------------------------------------------------------------------------------------
@@ -210,18 +210,18 @@ def loss_row_by_row(model: Any, row: TokenRow, weight: float) -> torch.Tensor:
 def test_packed_rows_give_the_loss_and_gradients_of_rows_alone(small_model: TinyModel, architecture: str, weight: float) -> None:
     rows = make_rows(5)
     rows.append(dataclasses.replace(rows[0], record_id="short", prompt=SHARED))  # nothing of its own before the answer
-    shared = lora.shared_prefix(rows)
+    shared = packs.shared_prefix(rows)
     assert shared == len(SHARED)
     with gguf.open_gguf(small_model(architecture)) as file:
-        model = lora.load_model(file, torch.float32)
-    layers = lora.add_lora(model, CONFIG, seed=1)
+        model = lora_model.load_model(file, torch.float32)
+    layers = lora_model.add_lora(model, CONFIG, seed=1)
     stir(layers)
     whole = sum((loss_row_by_row(model, row, weight) for row in rows), torch.tensor(0.0))
     whole.backward()
     expected = gradients(layers)
-    groups = lora.pack_rows(rows, shared, limit=70)
+    groups = packs.pack_rows(rows, shared, limit=70)
     assert 1 < len(groups) < len(rows)
-    packed = sum((lora.pack_loss(model, lora.make_pack(group, shared, weight)) for group in groups), torch.tensor(0.0))
+    packed = sum((packs.pack_loss(model, packs.make_pack(group, shared, weight)) for group in groups), torch.tensor(0.0))
     packed.backward()
     torch.testing.assert_close(packed, whole, atol=1e-4, rtol=1e-5)
     found = gradients(layers)
@@ -232,7 +232,7 @@ def test_packed_rows_give_the_loss_and_gradients_of_rows_alone(small_model: Tiny
 
 def test_a_pack_learns_the_answer_and_its_end_only() -> None:
     rows = make_rows(3)
-    pack = lora.make_pack(rows, len(SHARED))
+    pack = packs.make_pack(rows, len(SHARED))
     prompt_tokens = {token for row in rows for token in row.prompt}
     for number, row in enumerate(rows):
         mine = pack.row == number
@@ -243,12 +243,12 @@ def test_a_pack_learns_the_answer_and_its_end_only() -> None:
         assert pack.positions[pack.at[mine]].tolist() == list(range(len(row.prompt) - 1, row.size - 1))
     assert not prompt_tokens & set(pack.labels.tolist())
     assert len(pack.tokens) == len(SHARED) + sum(row.size - 1 - len(SHARED) for row in rows)  # no padding, the beginning once
-    assert lora.make_pack(rows[:1], len(SHARED)).mask is None
+    assert packs.make_pack(rows[:1], len(SHARED)).mask is None
 
 
 def test_nothing_after_a_rows_place_or_in_another_row_is_seen() -> None:
     rows = make_rows(3)
-    pack = lora.make_pack(rows, len(SHARED))
+    pack = packs.make_pack(rows, len(SHARED))
     assert pack.mask is not None
     start = len(SHARED)
     for row in rows:
@@ -260,23 +260,23 @@ def test_nothing_after_a_rows_place_or_in_another_row_is_seen() -> None:
 
 def test_rows_are_packed_whole_and_within_the_limit() -> None:
     rows = make_rows(20)
-    groups = lora.pack_rows(rows, len(SHARED), limit=60)
+    groups = packs.pack_rows(rows, len(SHARED), limit=60)
     assert sorted(row.record_id for group in groups for row in group) == sorted(row.record_id for row in rows)
     for group in groups:
         assert len(group) == 1 or len(SHARED) + sum(row.size - len(SHARED) for row in group) <= 60
-    [alone] = lora.pack_rows(rows[:1], len(SHARED), limit=5)
+    [alone] = packs.pack_rows(rows[:1], len(SHARED), limit=5)
     assert alone == rows[:1]
 
 
 def test_rating_weight_counts_the_ratings_place_more(llama: gguf.GgufFile) -> None:
-    model = lora.load_model(llama, torch.float32)
+    model = lora_model.load_model(llama, torch.float32)
     rows = make_rows(2)
-    plain, heavy = lora.make_pack(rows, len(SHARED)), lora.make_pack(rows, len(SHARED), 5.0)
+    plain, heavy = packs.make_pack(rows, len(SHARED)), packs.make_pack(rows, len(SHARED), 5.0)
     with torch.no_grad():
-        losses = F.cross_entropy(lora.answer_logits(model, plain), plain.labels, reduction="none")
+        losses = F.cross_entropy(packs.answer_logits(model, plain), plain.labels, reduction="none")
         assert heavy.weights.sum() == plain.weights.sum() + 2 * 4
-        torch.testing.assert_close(lora.pack_loss(model, plain), losses.sum())
-        torch.testing.assert_close(lora.pack_loss(model, heavy), losses.sum() + 4 * losses[plain.decides].sum())
+        torch.testing.assert_close(packs.pack_loss(model, plain), losses.sum())
+        torch.testing.assert_close(packs.pack_loss(model, heavy), losses.sum() + 4 * losses[plain.decides].sum())
 
 
 def test_the_learning_rate_rises_over_a_tenth_and_falls_to_nothing() -> None:
@@ -486,12 +486,12 @@ def test_the_merged_file_loads_as_the_trained_model(small_model: TinyModel, tmp_
         trained.write_unchanged(tmp_path / "unchanged.gguf")
         tokens = torch.tensor([make_rows(1)[0].prompt])
         with gguf.open_gguf(tmp_path / "fine_tuned_model.gguf") as merged, torch.no_grad():
-            reloaded: Any = lora.load_model(merged, torch.float32)
+            reloaded: Any = lora_model.load_model(merged, torch.float32)
             torch.testing.assert_close(reloaded(tokens).logits, run.model(tokens).logits, atol=0.02, rtol=0.01)
-            plain: Any = lora.load_model(base, torch.float32)
+            plain: Any = lora_model.load_model(base, torch.float32)
             assert (reloaded(tokens).logits - plain(tokens).logits).abs().max() > 0.2
         with gguf.open_gguf(tmp_path / "unchanged.gguf") as unchanged, torch.no_grad():
-            again: Any = lora.load_model(unchanged, torch.float32)
+            again: Any = lora_model.load_model(unchanged, torch.float32)
             assert torch.equal(again(tokens).logits, plain(tokens).logits)
 
 

@@ -18,10 +18,7 @@ from pipeline.records import ModelFacts
 from pipeline.store import digest_file
 
 EMBEDDED_HUB_ID, EMBEDDED_LICENSE = "HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"
-WHAT_WORKS = (
-    f"model.name takes a GGUF file's path, {EMBEDDED_NAME} (comes with the project), or hf.co/OWNER/REPO/FILE.gguf; "
-    "a name that an Ollama server serves comes with model.engine: ollama"
-)
+WHAT_WORKS = f"model.name takes a GGUF file's path, {EMBEDDED_NAME} (comes with the project), or hf.co/OWNER/REPO/FILE.gguf"
 
 _HUB_PREFIX = re.compile(r"^(?:https://)?(?:hf\.co|huggingface\.co)/")
 _HUB_FILE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+?))?/(?P<file>[\w. /+-]+\.gguf)", re.IGNORECASE)

@@ -1,14 +1,10 @@
-"""LoRA training on the dequantised weights of a GGUF file, and the export of what was learnt into GGUF again.
-
-LoRA: Hu et al., 2021, arXiv 2106.09685. A frozen W gains (alpha / rank) * B @ A. The layer is written out here rather than taken from
-a library: A and B stay float32 while the product runs in the model's type, and nothing else is copied.
-"""
+"""LoRA training on the dequantised weights of a GGUF file, and the export of what was learnt into GGUF again."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-import re
 import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,256 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from pipeline.backends import gguf
+from pipeline.backends.lora_model import add_lora, load_model, model_config
+from pipeline.backends.packs import PACK_TOKENS, answer_logits, make_pack, pack_loss, pack_rows, shared_prefix
 from pipeline.config import TrainConfig
-from pipeline.errors import ArtifactError, FineTuningNotSupportedError, TrainingFailedError
+from pipeline.errors import FineTuningNotSupportedError, TrainingFailedError
 from pipeline.ports import BaseModel, Progress, TrainingEstimate, quiet
 from pipeline.rating_tree import RatingTree
 from pipeline.records import EpochFigures, TokenRow, TrainingResult, fingerprint
 from pipeline.store import writing
 
-ARCHITECTURES: dict[str, tuple[Any, Any]] = {
-    "llama": (LlamaConfig, LlamaForCausalLM),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
-}
-_PARTS = r"attn_norm|attn_q|attn_k|attn_v|attn_output|ffn_norm|ffn_gate|ffn_up|ffn_down"
-_KNOWN_TENSORS = {
-    "llama": re.compile(rf"(?:token_embd|output_norm|output|rope_freqs|blk\.\d+\.(?:{_PARTS}))\.weight"),
-    "qwen2": re.compile(rf"(?:token_embd|output_norm|output|blk\.\d+\.(?:{_PARTS}))\.weight|blk\.\d+\.attn_[qkv]\.bias"),
-    "qwen3": re.compile(rf"(?:token_embd|output_norm|output|blk\.\d+\.(?:{_PARTS}|attn_q_norm|attn_k_norm))\.weight"),
-}
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-PACK_TOKENS = 768  # rows are packed up to this many tokens: beyond it the masked part of attention costs more than it saves
 WARM_UP = 0.1  # share of the steps
 CLIP_NORM = 1.0
 EFFICIENCY = 0.4  # share of the matrix products' speed that a whole step reaches, as measured
 LIBRARIES_BYTES = 900 << 20  # what the process holds before a model is loaded
-
-
-# --- the model -------------------------------------------------------------------------------------------------------
-
-
-class LoraLinear(nn.Module):
-    """A frozen linear layer with a trainable low-rank change."""
-
-    def __init__(self, frozen: nn.Linear, rank: int, alpha: float, dropout: float) -> None:
-        super().__init__()
-        self.frozen, self.scale, self.dropout = frozen, alpha / rank, dropout
-        self.a = nn.Parameter(torch.empty(rank, frozen.in_features))
-        self.b = nn.Parameter(torch.zeros(frozen.out_features, rank))
-        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        inner = F.dropout(x, self.dropout, self.training) if self.dropout else x
-        low = F.linear(inner, self.a.to(x.dtype))
-        return self.frozen(x) + F.linear(low, (self.b * self.scale).to(x.dtype))  # type: ignore[no-any-return]
-
-    def delta(self) -> Tensor:
-        """The change of W, (out, in) float32."""
-        return self.scale * (self.b.detach() @ self.a.detach())
-
-
-def model_config(base: gguf.GgufFile) -> Any:
-    """The transformers configuration that a GGUF's keys describe.
-
-    Raises:
-        FineTuningNotSupportedError: an architecture or a variant of it that training does not cover, named.
-        ArtifactError: a key that is missing.
-    """
-    if base.architecture not in ARCHITECTURES:
-        raise FineTuningNotSupportedError(
-            f"{base.path.name}: architecture {base.architecture or '(none)'} can't be trained; {', '.join(ARCHITECTURES)} can",
-            hint="choose another base model, or leave the fallback on to make a model set",
-        )
-    for key, why in (("expert_count", "experts"), ("rope.scaling.type", "scaled positions")):
-        value = base.keys.get(f"{base.architecture}.{key}")
-        if value not in (None, 0, "none"):
-            raise FineTuningNotSupportedError(f"{base.path.name}: {base.architecture} with {why} ({value}) can't be trained")
-    _refuse_variants(base)
-    heads = int(base.number("attention.head_count"))
-    hidden = int(base.number("embedding_length"))
-    return ARCHITECTURES[base.architecture][0](
-        vocab_size=base.tensors["token_embd.weight"].shape[0],
-        hidden_size=hidden,
-        intermediate_size=int(base.number("feed_forward_length")),
-        num_hidden_layers=int(base.number("block_count")),
-        num_attention_heads=heads,
-        num_key_value_heads=int(base.number("attention.head_count_kv", heads)),
-        head_dim=int(base.number("attention.key_length", hidden // heads)),
-        rms_norm_eps=base.number("attention.layer_norm_rms_epsilon"),
-        rope_parameters={"rope_type": "default", "rope_theta": base.number("rope.freq_base", 10000.0)},
-        max_position_embeddings=int(base.number("context_length")),
-        tie_word_embeddings="output.weight" not in base.tensors,
-        use_cache=False,
-    )
-
-
-def _refuse_variants(base: gguf.GgufFile) -> None:
-    """
-    Raises:
-        FineTuningNotSupportedError: parts that the model in PyTorch would not have, so that it would learn on something else.
-    """
-    extra = next((name for name in base.tensors if not _KNOWN_TENSORS[base.architecture].fullmatch(name)), None)
-    if extra is not None:
-        raise FineTuningNotSupportedError(f"{base.path.name}: {base.architecture} with a tensor {extra} can't be trained")
-    unread = next((info for info in base.tensors.values() if not gguf.readable(info.type)), None)
-    if unread is not None:
-        raise FineTuningNotSupportedError(f"{base.path.name}: weights of type {unread.type.name} can't be trained on")
-    width = base.number("embedding_length") // max(base.number("attention.head_count"), 1)
-    head = base.number("attention.key_length", width)
-    if base.number("rope.dimension_count", head) != head:
-        raise FineTuningNotSupportedError(f"{base.path.name}: {base.architecture} with positions in a part of each head can't be trained")
-
-
-def load_model(base: gguf.GgufFile, dtype: torch.dtype) -> nn.Module:
-    """The model with the file's weights, dequantised to `dtype`, frozen, in eval mode.
-
-    Raises:
-        FineTuningNotSupportedError: see `model_config`.
-        ArtifactError: a tensor that is missing or has another shape.
-    """
-    config = model_config(base)
-    with torch.device("meta"):
-        model: Any = ARCHITECTURES[base.architecture][1]._from_config(config, attn_implementation="sdpa", dtype=dtype)
-    weights = {}
-    for parameter, placeholder in model.state_dict().items():
-        name = gguf.tensor_name(parameter)
-        if parameter == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        if name not in base.tensors:
-            raise ArtifactError(f"{base.path}: tensor {name} is missing")
-        values = base.dequantised(name)
-        if values.shape != tuple(placeholder.shape):
-            raise ArtifactError(f"{base.path}: tensor {name} has shape {values.shape}, not {tuple(placeholder.shape)}")
-        order = gguf.row_order(base, name)
-        if order is not None:
-            restored = torch.empty(values.shape)
-            restored[torch.from_numpy(order)] = torch.from_numpy(values)
-            weights[parameter] = restored.to(dtype)
-        else:
-            weights[parameter] = torch.from_numpy(values).to(dtype)
-    model.load_state_dict(weights, strict=False, assign=True)
-    if config.tie_word_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=config)
-    if "rope_freqs.weight" in base.tensors:  # Llama 3.1's scaling is a tensor here, not a key
-        model.model.rotary_emb.inv_freq /= torch.from_numpy(base.dequantised("rope_freqs.weight"))
-    return model.requires_grad_(False).eval()  # type: ignore[no-any-return]
-
-
-def add_lora(model: nn.Module, config: TrainConfig, seed: int) -> dict[str, LoraLinear]:
-    """Puts a LoRA on every linear layer of the blocks; tensor name -> layer, in the model's order. Seeds first."""
-    torch.manual_seed(seed)
-    layers = {}
-    for path, module in list(model.named_modules()):
-        parent, _, last = path.rpartition(".")
-        if last in TARGETS and isinstance(module, nn.Linear):
-            layer = LoraLinear(module, config.rank, config.alpha, config.dropout)
-            setattr(model.get_submodule(parent), last, layer)
-            layers[gguf.tensor_name(f"{path}.weight")] = layer
-    return layers
-
-
-# --- rows to tensors -------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Pack:
-    """Rows in one sequence, the prompt's shared beginning once at its head; no padding.
-
-    tokens, positions: (tokens,). mask: (tokens, tokens) bool, True where attended, or None for plain causal.
-    at: (answers,) positions whose next token is a label. labels, weights: (answers,). decides: (answers,) bool, True where the
-    label is one that tells ratings apart. row: (answers,) the row each belongs to.
-    """
-
-    tokens: Tensor
-    positions: Tensor
-    mask: Tensor | None
-    at: Tensor
-    labels: Tensor
-    weights: Tensor
-    decides: Tensor
-    row: Tensor
-
-
-def make_pack(rows: Sequence[TokenRow], shared: int, rating_weight: float = 1.0) -> Pack:
-    """Packs rows whose first `shared` prompt tokens are the same. Exact: each row sees what it would see alone.
-
-    The last of the shared tokens is left to the rows where a row has no other prompt token before its answer.
-    """
-    shared = min(shared, *(len(row.prompt) - 1 for row in rows)) if len(rows) > 1 else 0
-    tokens, positions = list(rows[0].prompt[:shared]), list(range(shared))
-    at: list[int] = []
-    labels: list[int] = []
-    decides: list[bool] = []
-    owner: list[int] = []
-    spans = []
-    for number, row in enumerate(rows):
-        start = len(tokens)
-        own = row.prompt[shared:] + row.answer[:-1]
-        tokens += own
-        positions += range(shared, shared + len(own))
-        spans.append((start, len(tokens)))
-        at += range(len(tokens) - len(row.answer), len(tokens))
-        labels += row.answer
-        decides += [place in row.rating_tokens for place in range(len(row.answer))]
-        owner += [number] * len(row.answer)
-    mask = None
-    if len(rows) > 1:
-        mask = torch.zeros(len(tokens), len(tokens), dtype=torch.bool)
-        mask[:, :shared] = True
-        for start, end in spans:
-            mask[start:end, start:end] = True
-        mask.tril_()
-    deciding = torch.tensor(decides)
-    return Pack(
-        torch.tensor(tokens),
-        torch.tensor(positions),
-        mask,
-        torch.tensor(at),
-        torch.tensor(labels),
-        torch.where(deciding, rating_weight, 1.0),
-        deciding,
-        torch.tensor(owner),
-    )
-
-
-def pack_rows(rows: Sequence[TokenRow], shared: int, limit: int = PACK_TOKENS) -> list[list[TokenRow]]:
-    """Rows in groups of at most `limit` tokens (a longer row stands alone), shortest first."""
-    groups: list[list[TokenRow]] = []
-    size = 0
-    for row in sorted(rows, key=lambda row: (row.size, row.record_id)):
-        if not groups or size + row.size - shared > limit:
-            groups.append([])
-            size = shared
-        groups[-1].append(row)
-        size += row.size - shared
-    return groups
-
-
-def shared_prefix(rows: Sequence[TokenRow]) -> int:
-    """How many first prompt tokens all rows have in common."""
-    first, last = min(row.prompt for row in rows), max(row.prompt for row in rows)
-    return next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-
-
-def answer_logits(model: Any, pack: Pack) -> Tensor:
-    """(answers, vocabulary) float32: logits at answer positions only."""
-    mask = None if pack.mask is None else pack.mask[None, None]
-    hidden = model.model(input_ids=pack.tokens[None], position_ids=pack.positions[None], attention_mask=mask).last_hidden_state[0]
-    return model.lm_head(hidden[pack.at]).float()  # type: ignore[no-any-return]
-
-
-def pack_loss(model: Any, pack: Pack) -> Tensor:
-    """Sum over the pack's answer tokens of weight * cross-entropy."""
-    losses = F.cross_entropy(answer_logits(model, pack), pack.labels, reduction="none")
-    return (losses * pack.weights).sum()
-
-
-# --- training --------------------------------------------------------------------------------------------------------
 
 
 def fastest_dtype() -> torch.dtype:
@@ -383,18 +144,12 @@ class LoraRun:
         packs = [make_pack(group, self.shared, self.config.rating_weight) for group in pack_rows(rows, self.shared)]
         answers = sum(float(pack.weights.sum()) for pack in packs)
         total = 0.0
-        try:
+        with _out_of_memory_told():
             for pack in packs:
                 loss = pack_loss(self.model, pack) / answers
                 loss.backward()  # type: ignore[no-untyped-call]
                 total += float(loss.detach())
             norm = float(nn.utils.clip_grad_norm_(self.parameters, CLIP_NORM))
-        except MemoryError as error:
-            raise TrainingFailedError("training ran out of memory", hint="a smaller base model or shorter rows need less") from error
-        except RuntimeError as error:
-            if "allocate" not in str(error):
-                raise
-            raise TrainingFailedError("training ran out of memory", hint="a smaller base model or shorter rows need less") from error
         if not (math.isfinite(total) and math.isfinite(norm)):
             raise TrainingFailedError(
                 f"the loss is not finite at step {step + 1} of {self.steps}", hint="try a learning rate ten times smaller"
@@ -479,6 +234,17 @@ class LoraRun:
 def _in_file_order(base: gguf.GgufFile, name: str, values: Tensor) -> gguf.Float32:
     order = gguf.row_order(base, name)
     return values.numpy() if order is None else values.numpy()[order]
+
+
+@contextlib.contextmanager
+def _out_of_memory_told() -> Iterator[None]:
+    """Turns a failed allocation, which PyTorch reports as a RuntimeError, into TrainingFailedError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):
+            raise
+        raise TrainingFailedError("training ran out of memory", hint="a smaller base model or shorter rows need less") from error
 
 
 def peak_memory_bytes() -> int:
@@ -578,8 +344,9 @@ class LoraTrainer:
         progress: Progress = quiet,
     ) -> TrainedLora:
         key = fingerprint(base.facts.digest, list(train), list(valid), config, seed)
-        run = LoraRun(gguf.open_gguf(base.path), train, valid, config, seed=seed, folder=folder, key=key, progress=progress)
-        return TrainedLora(run, run.run())
+        with _out_of_memory_told():
+            run = LoraRun(gguf.open_gguf(base.path), train, valid, config, seed=seed, folder=folder, key=key, progress=progress)
+            return TrainedLora(run, run.run())
 
 
 def _processed_tokens(rows: Sequence[TokenRow], shared: int, batch: int) -> int:
