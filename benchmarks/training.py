@@ -206,6 +206,8 @@ def peft_model(plain: Any, config: TrainConfig) -> Any:
     import torch
     from peft import LoraConfig, get_peft_model
 
+    from pipeline.backends import lora_model
+
     torch.manual_seed(SEED)
     first = {}
     for path, module in plain.named_modules():
