@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -294,6 +295,9 @@ def _contradictions(config: PipelineConfig) -> list[str]:
     if shares.train == 0 or shares.test == 0:
         problems.append("dataset.split: train and test must be above 0")
     problems += rating_problems(config.dataset.ratings)
+    for code in config.dataset.language.split(","):
+        if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual", code.strip()):
+            problems.append(f"dataset.language: {code.strip()!r} is not an ISO 639 code such as en (several: en, de)")
     if not config.dataset.columns.text:
         problems.append("dataset.columns.text: name at least one column")
     reserved = {"base", "fine_tuned", "model_set", "copilot", "majority"} & set(config.dataset.raters)

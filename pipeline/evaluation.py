@@ -67,7 +67,8 @@ def evaluate(
         ConfigError: a gate that can't be read, or names a system or figure that there is not; raised before anything is computed.
     """
     by_system = by_system_of(answers, primary)
-    gates = check_gates(config, systems=by_system, scale=scale)
+    # a model that a fallback left out makes its gates inconclusive, not unknown
+    gates = check_gates(config, systems=dict.fromkeys([*by_system, "base", "fine_tuned", "model_set"]), scale=scale)
     position = {label: number for number, label in enumerate(scale.labels)}
     expert = np.array([position[record.label] for record in records], dtype=np.int64)
     sheet = Sheet(records, scale, expert, intervals.Resampler([record.group for record in records], seed=seed))
@@ -179,7 +180,7 @@ def _right(sheet: Sheet, a: Column, b: Column) -> tuple[int, int]:
 def _gate_result(gate: Gate, sheet: Sheet, columns: Sequence[Column]) -> GateResult:
     figures = {column.system: column.figures for column in columns}
     terms = [term for term in (gate.a, gate.b) if term is not None]
-    if any(system not in figures for system, _ in terms):  # the baseline, without training ratings
+    if any(system not in figures for system, _ in terms):  # a model that was not made; the baseline, without training ratings
         return gate_result(gate, Estimate(None))
     found = [figures[system][figure] for system, figure in terms]
     if gate.b is None:

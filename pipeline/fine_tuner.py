@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import GenerateConfig, ModelSetConfig, PromptConfig, TrainConfig
 from pipeline.errors import (
+    ConfigError,
     DataError,
     DatasetTooSmallWarning,
     FineTuningNotSupportedError,
@@ -122,7 +123,8 @@ class FineTuner:
         topics = [target_topics] if isinstance(target_topics, str) else list(target_topics)
         train = section_from(TrainConfig, {"epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size}, source="FineTuner")
         prompt = PromptConfig(topic=", ".join(topic for topic in topics if topic) or None)
-        scale = scale_from_mapping(rating_mapping if rating_mapping is not None else _mapping_in(df))
+        # a mapping says which ratings there are, not that they have an order
+        scale = scale_from_mapping(rating_mapping if rating_mapping is not None else _mapping_in(df), ordered=False)
         records = records_from_frame(df, scale, prompt, seed=seed)
         return self.tune(records, scale, TuneConfig(model_name, seed, train, prompt), Path(output_dir))
 
@@ -149,6 +151,9 @@ class FineTuner:
             logger.warning("making a model set instead of fine-tuning: %s", fallback.reason)
             facts |= self.make_model_set(base, usable, scale, config, output_dir, fallback.reason)
         write_json(output_dir / "fine_tuning_metadata.json", facts)
+        other = FINE_TUNED_FILES if facts["approach"] == "model_set" else MODEL_SET_FILES
+        for name in set(other) - {"fine_tuning_metadata.json"}:  # left by an earlier run the other way: it would pass for this one's
+            (output_dir / name).unlink(missing_ok=True)
         return facts
 
     def _too_few(self, rows: int) -> str | None:
@@ -178,8 +183,10 @@ class FineTuner:
         try:
             with self._engine(base.path) as engine:
                 self.progress("prepare", 0, len(records), "prompts in tokens")
-                limit = min(config.prompt.max_tokens + config.generate.max_tokens, base.facts.context_length)
-                rows = tokenised(records, engine, scale, max_tokens=limit)
+                room = base.facts.context_length
+                limit = min(config.prompt.max_tokens, room - config.generate.max_tokens)
+                rows = tokenised(records, engine, scale, max_tokens=limit, context_tokens=room)
+                _must_have_room(config.generate, rows)
                 fitting = {row.record_id for row in (*rows.train, *rows.valid)}
                 checked = _rows_to_check([record for record in records if record.record_id in fitting])
                 base_probabilities = engine.rating_probabilities([Prompt(r.record_id, messages_for(r)) for r in checked], scale)
@@ -195,8 +202,9 @@ class FineTuner:
         except TrainingFailedError as error:
             raise _Fallback(str(error), error) from error
         self.progress("write", 0, 0, "merging the adapter into the base")
-        self._write_training_data(records, rows, config, scale, output_dir)
-        merge = trained.write(output_dir)
+        unchecked = output_dir / ".checkpoint"  # what was there before stays until the new files are found good
+        unchecked.mkdir(exist_ok=True)
+        merge = trained.write(unchecked)
         validation = check_parity(
             trained,
             checked,
@@ -206,11 +214,13 @@ class FineTuner:
             scale=scale,
             generate=config.generate,
             base=base.path,
-            output_dir=output_dir,
+            output_dir=unchecked,
             open_engine=self._engine,
             progress=self.progress,
         )
-        (output_dir / ".checkpoint" / "state.pt").unlink(missing_ok=True)
+        for name in ("adapter.gguf", "fine_tuned_model.gguf"):
+            (unchecked / name).replace(output_dir / name)
+        self._write_training_data(records, rows, config, scale, output_dir)
         return {
             "approach": "fine_tuning",
             "reason": "the model can be trained on this machine and there are enough rows",
@@ -251,7 +261,7 @@ class FineTuner:
         from pipeline.machine import machine_facts
 
         estimate = trainer.estimate(base, rows.train, rows.valid, config.train)
-        free = machine_facts(Path()).free_memory_bytes
+        free = machine_facts(Path(), services=False).free_memory_bytes
         note = f"about {estimate.seconds / 60:.0f} min and {estimate.memory_bytes / 1e9:.1f} GB for {len(rows.train)} rows"
         self.progress("prepare", len(rows.train), len(rows.train), note)
         logger.info("training will take %s", note)
@@ -348,6 +358,13 @@ def _mapping_in(df: pd.DataFrame) -> dict[Any, Any]:
         return {str(label): value for label, value in pairs.itertuples(index=False)}
     name = next((name for name in ("rating", "standardized_rating", "Expert Rating") if name in df.columns), None)
     return {str(value): str(value) for value in df[name].dropna().unique()} if name else {"no rating column": 0, "at all": 1}
+
+
+def _must_have_room(generate: GenerateConfig, rows: TokenisedRows) -> None:
+    if generate.max_tokens <= rows.tree.longest:
+        raise ConfigError(
+            "generate.max_tokens", [f"{generate.max_tokens} tokens leave no room for a rationale; the rating takes {rows.tree.longest}"]
+        )
 
 
 def _rows_to_check(records: Sequence[Record]) -> list[Record]:

@@ -215,7 +215,7 @@ class ModelFacts:
 @dataclass(frozen=True, slots=True)
 class EpochFigures:
     epoch: int
-    train_loss: float  # mean over answer tokens
+    train_loss: float  # mean over answer tokens, the rating's weighted as train.rating_weight says; valid_loss too
     valid_loss: float | None
     seconds: float
     tokens: int  # row tokens: every row counted whole

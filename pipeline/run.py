@@ -6,8 +6,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-import os
-import subprocess
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,9 @@ if TYPE_CHECKING:
 STAGES = ("format", "finetune", "infer", "evaluate", "version", "report")
 # Part of each stage's key: raise one when its stage gives something else for the same inputs.
 STAGE_VERSIONS = {"format": 1, "finetune": 1, "infer": 1, "evaluate": 1, "version": 1, "report": 1}
-MODEL_FILES = {"base": None, "fine_tuned": "fine_tuned_model.gguf", "model_set": "model_set_config.json"}
+KINDS = ("dataset", "model", "run")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Pipeline:
         self.folder = RunFolder(config.output_path)
         self.scale = config.dataset.scale
         self._base: BaseModel | None = None
-        self._base_missing = False
+        self._base_missing = self._may_download = False  # looking at the plan fetches nothing
         if config.model.engine == "ollama":
             raise ConfigError("model.engine", ["ollama is reserved; use embedded"])
 
@@ -78,7 +79,7 @@ class Pipeline:
         plans: list[StagePlan] = []
         stale = None
         for stage in STAGES:
-            why = f"{stale} runs" if stale else self.folder.why_not_done(stage, self._key(stage))
+            why = f"{stale} runs" if stale else self._why(stage)
             facts = (self.folder.manifest(stage) or {}).get("facts", {})
             if why is None:
                 plans.append(StagePlan(stage, "cached", "nothing it depends on changed", 0.0))
@@ -90,12 +91,12 @@ class Pipeline:
     def run(self, until: str = STAGES[-1], *, force: bool = False) -> RunResult:
         """Runs what is not cached, up to and including `until`."""
         self._check_gates()
+        self._may_download = True
         started = datetime.now(UTC)
         outcomes: list[StageOutcome] = []
         with self._alone():
             for stage in STAGES[: STAGES.index(until) + 1]:
-                key = self._key(stage)
-                if not force and self.folder.is_done(stage, key):
+                if not force and self._why(stage) is None:
                     outcomes.append(StageOutcome(stage, "cached", 0.0, self._facts(stage).get("summary", "")))
                     continue
                 outcomes.append(self._run_stage(stage))
@@ -112,7 +113,8 @@ class Pipeline:
         work: Callable[[], tuple[list[str], dict[str, Any]]] = getattr(self, f"_{stage}")
         files, facts = work()
         seconds = round(time.monotonic() - begun, 2)
-        self.folder.finish(stage, key, files, {**facts, "seconds": seconds})
+        # rows that failed are asked again by the next run
+        self.folder.finish(stage, fingerprint(key, "again") if facts.get("again") else key, files, {**facts, "seconds": seconds})
         return StageOutcome(stage, "ran", seconds, str(facts["summary"]))
 
     def _key(self, stage: str) -> str:
@@ -126,16 +128,65 @@ class Pipeline:
                 self._facts("format").get("train_valid"), self.scale, config.train, config.prompt, config.generate, config.model_set,
                 self._wants_model_set(), config.seed, self._base_identity(), self._refuses_what_is_there(),
             ],
-            "infer": lambda: [self._facts("format").get("test"), self._systems(), config.generate, config.prompt.max_tokens],
+            "infer": lambda: [
+                self._facts("format").get("test"), self.scale.labels, self._systems(), config.generate, config.prompt.max_tokens,
+            ],
             "evaluate": lambda: [
-                self._digest("infer", "outputs.jsonl"), self._digest("format", "formatted_dataset.csv"), config.evaluate, config.seed,
+                self._digest("infer", "outputs.jsonl"), self._digest("format", "formatted_dataset.csv"), self.scale, self._systems(),
+                self._primary(), config.evaluate, config.seed,
             ],
             "version": lambda: [
-                self._digest("evaluate", "scores.json"), config.project, config.dataset, config.train, self._metadata_state(),
+                [planned.key for planned in self._allocations(provisional=False).values()], self._found(), self._allocates(),
+                config.project, config.dataset.license, config.dataset.language, config.publish,
             ],
-            "report": lambda: [self._digest("evaluate", "scores.json"), self._facts("version"), config.project],
+            "report": lambda: [
+                self._found(), self._digest("format", "formatted_dataset.csv"), self._facts("version").get("versions"), self._settings(),
+            ],
         }  # fmt: skip
         return fingerprint(stage, STAGE_VERSIONS[stage], *parts[stage]())
+
+    def _found(self) -> list[str | None]:
+        """Digests of what cards and report speak of."""
+        files = (("format", "data_quality.json"), ("finetune", "fine_tuning_metadata.json"), ("evaluate", "scores.json"))
+        return [self._digest(stage, name) for stage, name in files]
+
+    def _settings(self) -> dict[str, Any]:
+        """The configuration as the report shows it."""
+        return {name: to_plain(value) for name, value in vars(self.config).items() if name not in ("root", "output_dir")}
+
+    def _why(self, stage: str) -> str | None:
+        """Why the stage must run, or None."""
+        return (
+            self.folder.why_not_done(stage, self._key(stage))
+            or {"format": self._splits_moved, "version": self._metadata_lost}.get(stage, lambda: None)()
+        )
+
+    def _splits_moved(self) -> str | None:
+        """The recorded splits are neither those that were read when the rows were formatted nor those that were written then."""
+        known = (self._facts("format").get("splits_file"), self._facts("version").get("splits_file"))
+        return None if self.config.dataset.columns.split or self._splits_file() in known else "the recorded splits changed"
+
+    def _splits_file(self) -> str | None:
+        path = self.config.metadata_path / "versions" / "splits.csv"
+        return digest_file(path) if path.is_file() else None
+
+    def _metadata_lost(self) -> str | None:
+        """What the version stage wrote is not there any more, or is not what it wrote."""
+        facts = self._facts("version")
+        if not facts.get("recorded"):
+            return None
+        paths = [self.config.metadata_path / f"{kind}_card.yaml" for kind in KINDS]
+        if [digest_file(path) if path.is_file() else None for path in paths] != facts["cards"]:
+            return "a card is missing or was changed"
+        if self._splits_file() is None:
+            return "the recorded splits are missing"
+        lost = [planned.name for planned in self._allocations(provisional=False).values() if not planned.existing]
+        return f"{', '.join(lost)} is not recorded" if lost else None
+
+    def _allocates(self) -> bool:
+        from pipeline.versions import default_branch_state
+
+        return default_branch_state(self.config.root).allocates
 
     def _facts(self, stage: str) -> Mapping[str, Any]:
         manifest = self.folder.manifest(stage)
@@ -160,7 +211,7 @@ class Pipeline:
             from pipeline.backends.base_model import resolve
 
             try:
-                self._base = resolve(self.config.model.name, root=self.config.root)
+                self._base = resolve(self.config.model.name, root=self.config.root, allow_download=self._may_download)
             except ModelNotFoundError:
                 self._base_missing = True
         return self._base
@@ -172,18 +223,15 @@ class Pipeline:
     def _wants_model_set(self) -> bool:
         return self.config.model_set.compare or "model_set" in self.config.evaluate.systems
 
+    def _primary(self) -> str:
+        """The system that the verdict is about and the run is named after."""
+        return "fine_tuned" if self._facts("finetune").get("approach") == "fine_tuning" else "model_set"
+
     def _systems(self) -> dict[str, str]:
         """The systems to ask and the digest of each one's model: those configured, as far as the model stage made them."""
         made: Mapping[str, str] = self._facts("finetune").get("models", {})
-        wanted = [*self.config.evaluate.systems, *(["model_set"] if self._wants_model_set() or "fine_tuned" not in made else [])]
+        wanted = [*self.config.evaluate.systems, self._primary(), *(["model_set"] if self._wants_model_set() else [])]
         return {name: made[name] for name in ("base", "fine_tuned", "model_set") if name in made and name in wanted}
-
-    def _metadata_state(self) -> str | None:
-        """Digest of the three cards: deleting or editing one makes the version stage run again."""
-        cards = [self.config.metadata_path / f"{kind}_card.yaml" for kind in ("dataset", "model", "run")]
-        found = [digest_file(path) for path in cards if path.is_file()]
-        expected = self._facts("version").get("cards")
-        return None if expected is None or found == expected else fingerprint(found)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -194,10 +242,14 @@ class Pipeline:
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise OutputError(
                     f"{self.folder.path}: another run is at work here", hint="wait for it, or name another output_dir"
                 ) from None
+            except OSError as error:
+                logger.warning("%s: this file system has no locks (%s): run only once at a time here", self.folder.path, error.strerror)
+            for torn in self.folder.path.glob(".*.part"):  # of a run that was killed while it wrote
+                torn.unlink(missing_ok=True)
             yield
 
     def _check_gates(self) -> None:
@@ -205,7 +257,8 @@ class Pipeline:
             from pipeline.evaluation_gates import check_gates
 
             given = ["copilot"] * (self.config.dataset.copilot is not None) + list(self.config.dataset.raters)
-            models = ["base", "fine_tuned", "model_set"]
+            tuned, prompted = self.config.train.enabled, self._wants_model_set() or not self.config.train.enabled
+            models = ["base", *(["fine_tuned"] if tuned else []), *(["model_set"] if prompted else [])]
             check_gates(self.config.evaluate, systems=[*models, *given, "majority"], scale=self.scale)
 
     # --- the stages ---
@@ -220,6 +273,7 @@ class Pipeline:
         rows = {name: quality.splits[name].rows for name in SPLITS}
         facts = {
             "train_valid": fingerprint([r for r in map(_trained_on, records) if r["split"] != "test"]),
+            "splits_file": self._splits_file(),
             "test": fingerprint([[r.record_id, r.prompt] for r in records if r.split == "test"]),
             "summary": f"{quality.rows_kept} rows ({', '.join(f'{n} {name}' for name, n in rows.items())}), {len(quality.dropped)} dropped",
         }
@@ -260,7 +314,8 @@ class Pipeline:
             max_prompt_tokens=self.config.prompt.max_tokens, progress=self.progress,
         )  # fmt: skip
         summary = "; ".join(f"{name}: {c.done} answers made, {c.resumed} kept" for name, c in counts.systems.items()) or "no model to ask"
-        return ["outputs.jsonl"], {"counts": to_plain(counts), "summary": summary}
+        failed = sum(count.errors.get("failed", 0) for count in counts.systems.values())
+        return ["outputs.jsonl"], {"counts": to_plain(counts), "summary": summary, "again": failed > 0}
 
     def _prompts(self, system: str, rows: Sequence[Record]) -> list[Any]:
         from pipeline.prompts import messages_for
@@ -275,31 +330,30 @@ class Pipeline:
 
         records = self._records()
         rows = [record for record in records if record.split == "test"]
-        systems = self._systems()
-        primary = "fine_tuned" if "fine_tuned" in systems else "model_set"
         scores = evaluate(
             rows, self._answers(rows), scale=self.scale, config=self.config.evaluate, score=RagasScorer(), seed=self.config.seed,
-            primary=primary, train_labels=[record.label for record in records if record.split == "train"], progress=self.progress,
+            primary=self._primary(), train_labels=[record.label for record in records if record.split == "train"], progress=self.progress,
         )  # fmt: skip
         write_json(self.folder / "scores.json", scores)
         return ["scores.json"], {"exit_code": gate_exit_code(scores), "summary": scores.verdict}
 
     def _version(self) -> tuple[list[str], dict[str, Any]]:
         """Allocates the three versions, records them and writes the cards; provisional ones write nothing."""
-        from pipeline.versions import default_branch_state, write_assignments
+        from pipeline.versions import write_assignments
 
-        allocations = self._allocations(provisional=not default_branch_state(self.config.root).allocates)
+        allocations = self._allocations(provisional=not self._allocates())
         recorded = not any(allocation.provisional for allocation in allocations.values())
         versions = {kind: allocation.name for kind, allocation in allocations.items()}
         cards: list[str] = []
         if recorded:
             from pipeline.formatter_promptbuilder import row_key
 
-            write_assignments(self.config.metadata_path, {row_key(r.prompt): r.split for r in self._records()})
             cards = self._write_cards(allocations)
+            write_assignments(self.config.metadata_path, {row_key(r.prompt): r.split for r in self._records()})
         why = [sentence for allocation in allocations.values() for sentence in allocation.why]
         summary = ", ".join(versions.values()) + ("" if recorded else " (provisional: not the default branch)")
-        return [], {"versions": versions, "recorded": recorded, "why": why, "cards": cards, "summary": summary}
+        facts = {"versions": versions, "recorded": recorded, "why": why, "cards": cards, "splits_file": self._splits_file()}
+        return [], {**facts, "summary": summary}
 
     def _report(self) -> tuple[list[str], dict[str, Any]]:
         from pipeline.report import render_html, render_summary
@@ -331,11 +385,12 @@ class Pipeline:
 
     def _write_cards(self, allocations: Mapping[str, Allocation]) -> list[str]:
         from pipeline import cards
+        from pipeline.version_branch import head_commit
         from pipeline.versions import Registry
 
         config, metadata = self.config, self.config.metadata_path
         registry = Registry.load(metadata)
-        now, commit = _now(), _commit(config.root)
+        now, commit = _now(), head_commit(config.root)
         primary = "fine_tuned_model.gguf" if self._facts("finetune").get("approach") == "fine_tuning" else "model_set_config.json"
         artifacts = {
             "dataset": self._digest("format", "formatted_dataset.csv"),
@@ -396,16 +451,15 @@ class Pipeline:
 
     def versions(self, explain: bool = False) -> list[Mapping[str, Any]]:
         """The recorded versions, and first what this configuration has or would get, with reasons."""
-        from pipeline.versions import Registry, default_branch_state
+        from pipeline.versions import Registry
 
         registry = Registry.load(self.config.metadata_path)
         found: list[Mapping[str, Any]] = []
         if self.folder.manifest("finetune"):
-            state = default_branch_state(self.config.root)
-            for kind, planned in self._allocations(provisional=not state.allocates).items():
+            for kind, planned in self._allocations(provisional=not self._allocates()).items():
                 why = list(planned.why) + (registry.explain(planned.kind, planned.id) if explain and planned.existing else [])
                 found.append({"kind": kind, "name": planned.name, "state": _state(planned), "why": list(dict.fromkeys(why))})
-        for kind in ("dataset", "model", "run"):
+        for kind in KINDS:
             for line in registry.history(kind):  # type: ignore[arg-type]
                 found.append({"kind": kind, "state": "recorded", **line})
         return found
@@ -416,7 +470,7 @@ class Pipeline:
         from pipeline.versions import verify
 
         problems = list(verify(self.config.metadata_path)) if self.config.metadata_path.is_dir() else []
-        for kind in ("dataset", "model", "run"):
+        for kind in KINDS:
             path = self.config.metadata_path / f"{kind}_card.yaml"
             if path.is_file():
                 problems += [f"{path.name}: {problem}" for problem in cards.validate_card(kind, cards.read_card(path))]
@@ -485,11 +539,10 @@ class Pipeline:
         made, rows = self._made(), [record for record in self._records() if record.split == "test"]
         base = self._find_base()
         facts: ModelFacts | None = base.facts if base else None
-        settings = {key: value for key, value in vars(self.config).items() if key not in ("root", "output_dir")}
         return ReportData(
             project=self.config.project, created=_now(), evaluation=self._scores(), records=rows, answers=self._answers(rows),
             quality=self._quality(), training=self._training(made), model=facts, approach=made["approach"], approach_reason=made["reason"],
-            validation=made["validation"], versions=self._facts("version")["versions"], lineage=self._lineage(), config=to_plain(settings),
+            validation=made["validation"], versions=self._facts("version")["versions"], lineage=self._lineage(), config=self._settings(),
             topic=self.config.prompt.topic,
         )  # fmt: skip
 
@@ -553,12 +606,3 @@ def _state(planned: Allocation) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _commit(root: Path) -> str | None:
-    """The commit that the configuration lies in; None outside a repository or without git."""
-    try:
-        found = subprocess.run(["git", "-C", os.fspath(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() if found.returncode == 0 else None

@@ -198,10 +198,10 @@ class TokenisedRows:
     tree: RatingTree
 
 
-def tokenised(records: Sequence[Record], engine: Engine, scale: RatingScale, *, max_tokens: int) -> TokenisedRows:
+def tokenised(records: Sequence[Record], engine: Engine, scale: RatingScale, *, max_tokens: int, context_tokens: int) -> TokenisedRows:
     """The train and valid records as the serving engine tokenises them: chat template, answer, end of turn.
 
-    Rows whose prompt and answer pass `max_tokens` are refused and counted, never cut.
+    Rows whose prompt passes `max_tokens`, or which are longer than `context_tokens`, are refused and counted, never cut.
     """
     tree = answer_tree(engine, scale)
     end = end_of_turn(engine)
@@ -220,8 +220,10 @@ def tokenised(records: Sequence[Record], engine: Engine, scale: RatingScale, *, 
             tuple(len(place) for place in places),
             tuple(tree.branches[place] for place in places),
         )
-        if row.size > max_tokens:
+        if len(row.prompt) > max_tokens:
             refused["longer than prompt.max_tokens"] += 1
+        elif row.size > context_tokens:
+            refused["longer than the model's context"] += 1
         elif answer[: len(path)] != path:
             refused["rating tokenised in an unusual way"] += 1
         else:

@@ -52,6 +52,11 @@ def _default_of_workflow(environ: Mapping[str, str]) -> str | None:
         return None
 
 
+def head_commit(root: Path) -> str | None:
+    """The commit that `root` is at; None without git or outside a repository."""
+    return _git(root, "rev-parse", "HEAD")
+
+
 def _git(root: Path, *arguments: str) -> str | None:
     """What git says, stripped; None when it is not there, fails or hangs."""
     environment = {name: value for name, value in os.environ.items() if name not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}

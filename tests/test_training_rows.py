@@ -218,7 +218,7 @@ def record(name: str, label: str, prompt: str = "p", split: Any = "train", ratio
 
 
 def tokens(rows: Sequence[Record], engine: Any = None, max_tokens: int = 500) -> Any:
-    return tokenised(rows, engine or LetterEngine(), SCALE, max_tokens=max_tokens)
+    return tokenised(rows, engine or LetterEngine(), SCALE, max_tokens=max_tokens, context_tokens=10_000)
 
 
 def test_rows_are_what_the_engine_serves() -> None:

@@ -126,10 +126,6 @@ class _Reader:
         if n_tensors and start + end > len(self.data):
             missing = start + end - len(self.data)
             raise damaged(self.path, f"truncated: {missing:,} of {start + end:,} bytes are missing (the tensor {last[:80]!r} ends there)")
-        in_place = sorted(found.values(), key=lambda tensor: tensor.offset)
-        for before, after in itertools.pairwise(in_place):
-            if before.offset + before.size > after.offset:
-                raise damaged(self.path, f"the tensors {before.name[:80]!r} and {after.name[:80]!r} overlap")
         placed = {name: replace(tensor, offset=start + tensor.offset) for name, tensor in found.items()}
         return Header(values, placed, alignment, values_end)
 

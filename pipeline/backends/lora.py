@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 import resource
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -101,6 +102,8 @@ class LoraRun:
             self.state.figures.append(EpochFigures(epoch + 1, train_loss, valid_loss, seconds, tokens, accuracy))
             self.state.seconds += seconds
             loss = train_loss if valid_loss is None else valid_loss
+            if not math.isfinite(loss):
+                raise TrainingFailedError(f"the loss is not finite after epoch {epoch + 1}", hint="try a learning rate ten times smaller")
             if loss < self.state.best_loss:
                 self.state.best_loss, self.state.best_epoch, self.best = loss, epoch + 1, self._adapter()
             self.state.epoch = epoch + 1
@@ -162,21 +165,21 @@ class LoraRun:
 
     @torch.no_grad()
     def evaluate(self, rows: Sequence[TokenRow]) -> tuple[float, float]:
-        """(mean loss an answer token, share of rows whose rating a greedy answer gets right)."""
+        """(mean loss an answer token, weighted as in training; share of rows whose rating a greedy answer gets right)."""
         self.model.eval()
-        total, count, right = 0.0, 0, 0
+        total, weight, right = 0.0, 0.0, 0
         for group in pack_rows(rows, self.shared):
-            pack = make_pack(group, self.shared)
+            pack = make_pack(group, self.shared, self.config.rating_weight)
             logits = answer_logits(self.model, pack)
-            total += float(F.cross_entropy(logits, pack.labels, reduction="sum"))
-            count += len(pack.labels)
+            total += float((F.cross_entropy(logits, pack.labels, reduction="none") * pack.weights).sum())
+            weight += float(pack.weights.sum())
             for number, row in enumerate(group):
                 places = torch.nonzero((pack.row == number) & pack.decides).flatten().tolist()
                 right += all(
                     int(logits[place][list(allowed)].argmax()) == allowed.index(int(pack.labels[place]))
                     for place, allowed in zip(places, row.branches, strict=True)
                 )
-        return total / count, right / len(rows)
+        return total / weight, right / len(rows)
 
     # checkpoints
 
@@ -249,7 +252,8 @@ def _out_of_memory_told() -> Iterator[None]:
 
 def peak_memory_bytes() -> int:
     """The most memory this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 
 
 # --- the ports -------------------------------------------------------------------------------------------------------
