@@ -100,15 +100,15 @@ class TrainConfig:
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
     batch_size: Positive = 4  # rows a step
     rank: Annotated[int, Field(ge=1, le=512)] = 16
-    alpha: Annotated[float, Field(gt=0)] = 32.0
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 32.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    rating_weight: Annotated[float, Field(gt=0)] = 1.0  # weight of the rating's tokens in the loss; 1 is plain
+    rating_weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0  # weight of the rating's tokens in the loss; 1 is plain
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
     max_tokens: Positive = 160
-    temperature: Annotated[float, Field(ge=0)] = 0.0
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +182,7 @@ def load_config(path: Path | str = DEFAULT_FILE, overrides: Sequence[str] = ()) 
         raise ConfigError(str(path), [f"can't be read: {error}"]) from error
     try:
         tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # PyYAML lets an impossible date or number through as ValueError
         raise ConfigError(str(path), [f"not valid YAML: {' '.join(str(error).split())}"]) from error
     if tree is None:
         tree = {}
@@ -199,7 +199,7 @@ def parse_config(tree: Mapping[str, Any], *, source: str = "config", root: Path 
     Raises:
         ConfigError: every unknown key (with the nearest known one), wrong type and contradiction.
     """
-    problems = _unknown_keys(tree, PipelineConfig)
+    problems = _unknown_keys(tree, PipelineConfig) + _no_text(tree)
     config: PipelineConfig | None = None
     try:
         config = TypeAdapter(PipelineConfig).validate_python({**tree, "root": root or Path()})
@@ -236,7 +236,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
         raise ConfigError("--set", [f"{override!r} is not KEY=VALUE, for example train.epochs=5"])
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError("--set", [f"{key}: {text!r} is not a YAML value"]) from error
     *parents, last = key.strip().split(".")
     for parent in parents:
@@ -274,6 +274,16 @@ def _unknown_keys(tree: object, kind: Any, prefix: str = "") -> list[str]:
             f"{prefix}{key}: unknown key" + (f"; did you mean {prefix}{near[0]}?" if near else f"; known here: {', '.join(hints)}")
         )
     return problems
+
+
+def _no_text(tree: object, where: str = "") -> list[str]:
+    """One line for every string that no file can hold."""
+    if isinstance(tree, Mapping):
+        return [line for key, child in tree.items() for line in _no_text(child, f"{where}.{key}" if where else str(key))]
+    if isinstance(tree, list):
+        return [line for n, child in enumerate(tree) for line in _no_text(child, f"{where}[{n}]")]
+    odd = isinstance(tree, str) and ("\0" in tree or any(0xD800 <= ord(character) < 0xE000 for character in tree))
+    return [f"{where}: holds a NUL or half a character"] if odd else []
 
 
 def _class_of(origin: Any) -> type:

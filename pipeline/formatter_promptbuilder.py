@@ -54,7 +54,7 @@ def format_dataset(
         OutputError: the folder can't be written.
     """
     path, target = config.dataset_path, output_dir / DATASET_FILE
-    if path.resolve() == target.resolve():
+    if path.is_file() and target.is_file() and path.samefile(target):
         raise DataError(str(path), ["is what this stage writes"], hint="name your own table in dataset.path")
     progress("format", 0, 4, "reading")
     dataset, notes, dropped = config.dataset, list[str](), list[DroppedRow]()

@@ -127,7 +127,7 @@ def _storage_effect(
     trained: TrainedModel, asked: Sequence[Prompt], base: Probabilities, scale: RatingScale, output_dir: Path, open_engine: EngineFactory
 ) -> dict[str, Any]:
     """What storing the base's tensors in other types changes by itself, so that it can't pass for learning."""
-    path = output_dir / ".checkpoint" / "unchanged.gguf"
+    path = output_dir / "unchanged.gguf"
     try:
         trained.write_unchanged(path)
         with open_engine(path) as engine:

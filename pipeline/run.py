@@ -108,7 +108,6 @@ class Pipeline:
     def _run_stage(self, stage: str) -> StageOutcome:
         begun = time.monotonic()
         self.progress(stage, 0, 0, "")
-        self.folder.begin(stage)
         key = self._key(stage)
         work: Callable[[], tuple[list[str], dict[str, Any]]] = getattr(self, f"_{stage}")
         files, facts = work()
@@ -126,7 +125,7 @@ class Pipeline:
             ],
             "finetune": lambda: [
                 self._facts("format").get("train_valid"), self.scale, config.train, config.prompt, config.generate, config.model_set,
-                self._wants_model_set(), config.seed, self._base_identity(), self._refuses_what_is_there(),
+                self._wants_model_set(), config.seed, self._base_identity(),
             ],
             "infer": lambda: [
                 self._facts("format").get("test"), self.scale.labels, self._systems(), config.generate, config.prompt.max_tokens,
@@ -156,10 +155,8 @@ class Pipeline:
 
     def _why(self, stage: str) -> str | None:
         """Why the stage must run, or None."""
-        return (
-            self.folder.why_not_done(stage, self._key(stage))
-            or {"format": self._splits_moved, "version": self._metadata_lost}.get(stage, lambda: None)()
-        )
+        beside = {"format": self._splits_moved, "finetune": self._fallback_refused, "version": self._metadata_lost}
+        return self.folder.why_not_done(stage, self._key(stage)) or (beside[stage]() if stage in beside else None)
 
     def _splits_moved(self) -> str | None:
         """The recorded splits are neither those that were read when the rows were formatted nor those that were written then."""
@@ -216,9 +213,9 @@ class Pipeline:
                 self._base_missing = True
         return self._base
 
-    def _refuses_what_is_there(self) -> bool:
-        """A model set was made before, and the fallback is off now."""
-        return not self.fallback and self._facts("finetune").get("approach") == "model_set"
+    def _fallback_refused(self) -> str | None:
+        refused = not self.fallback and self._facts("finetune").get("approach") == "model_set"
+        return "a model set was made, and the fallback is off now" if refused else None
 
     def _wants_model_set(self) -> bool:
         return self.config.model_set.compare or "model_set" in self.config.evaluate.systems
@@ -475,6 +472,7 @@ class Pipeline:
             if path.is_file():
                 problems += [f"{path.name}: {problem}" for problem in cards.validate_card(kind, cards.read_card(path))]
         for stage in STAGES:
+            problems += [problem] if (problem := self.folder.damaged(stage)) else []
             for name, entry in ((self.folder.manifest(stage) or {}).get("files") or {}).items():
                 path = self.folder / name
                 if not path.is_file():

@@ -76,7 +76,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{path}: no such file", hint="run the stage that makes it: `pipeline run`") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: damaged: {error}", hint="delete it and run again") from error
 
 
@@ -88,11 +88,14 @@ def explained(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(f"{path.parent}: the disk is full", hint="free some space, or name another folder with output_dir") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, *_NO_PATH):
             raise OutputError(
                 f"{path}: can't be written: {error.strerror}", hint="check the folder's owner and rights, or name another one"
             ) from error
         raise
+
+
+_NO_PATH = (errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 
 
 class RunFolder:
@@ -113,7 +116,12 @@ class RunFolder:
             manifest = read_json(self._manifest_path(stage))
         except ArtifactError:
             return None
-        return manifest if isinstance(manifest, dict) and {"key", "files", "facts"} <= manifest.keys() else None
+        return manifest if _is_manifest(manifest) else None
+
+    def damaged(self, stage: str) -> str | None:
+        """What is wrong with the stage's record, or None."""
+        path = self._manifest_path(stage)
+        return f"{path}: damaged; delete it and run again" if path.exists() and self.manifest(stage) is None else None
 
     def is_done(self, stage: str, key: str) -> bool:
         return self.why_not_done(stage, key) is None
@@ -135,11 +143,6 @@ class RunFolder:
                 return f"{name} was changed"
         return None
 
-    def begin(self, stage: str) -> None:
-        """Forgets that the stage was done, before its files change."""
-        with explained(self.path):
-            self._manifest_path(stage).unlink(missing_ok=True)
-
     def finish(self, stage: str, key: str, files: list[str], facts: Mapping[str, Any] | None = None) -> None:
         """Records the stage as done. Call it last."""
         entries = {}
@@ -155,6 +158,14 @@ class RunFolder:
         if manifest is None or name not in manifest["files"]:
             raise ArtifactError(f"{self.path / name}: not recorded as finished", hint="run `pipeline run` again")
         return str(manifest["files"][name]["digest"])
+
+
+def _is_manifest(found: Any) -> bool:
+    """Whether it has the shape that `RunFolder.finish` writes."""
+    if not isinstance(found, dict) or not isinstance(found.get("facts"), dict) or not isinstance(found.get("files"), dict):
+        return False
+    entries = found["files"].values()
+    return "key" in found and all(isinstance(entry, dict) and {"digest", "size", "mtime_ns"} <= entry.keys() for entry in entries)
 
 
 def _umask() -> int:

@@ -95,6 +95,8 @@ def _suffix(path: Path) -> str:
 
 
 def _read_bytes(path: Path, zipped: bool = False) -> bytes:
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise DataError(str(path), ["is not a file"], hint="name the table in dataset.path")  # a pipe would be waited for without end
     try:
         data = path.read_bytes()
         return gzip.decompress(data) if zipped else data

@@ -443,7 +443,7 @@ def test_wrong_gates_are_named_all_at_once_before_anything_is_computed() -> None
     problems = "\n".join(caught.value.problems)
     assert len(caught.value.problems) == 8
     for part in (
-        "'finetuned.accuracy' starts with no known system; there are base, fine_tuned, majority",
+        "'finetuned.accuracy' starts with no known system; there are base, fine_tuned,",
         "did you mean accuracy?",
         "mean: '>= 0.6' is not one of value, ci_low, ci_high",
         "value: '0.6'",

@@ -62,7 +62,7 @@ class Trained:
 def check(folder: Path, trained: Trained | None = None, engine: LetterEngine | None = None, rows: dict[str, TokenRow] | None = None) -> Any:
     engine = engine or LetterEngine()
     trained = trained or Trained()
-    found = tokenised(RECORDS, LetterEngine(), SCALE, max_tokens=1000)
+    found = tokenised(RECORDS, LetterEngine(), SCALE, max_tokens=1000, context_tokens=1000)
     return check_parity(
         trained,  # type: ignore[arg-type]
         RECORDS,
@@ -111,11 +111,11 @@ def test_ratings_that_differ(tmp_path: Path) -> None:
     assert flipped > 1
     assert f"{1 - flipped / 10:.0%}" in str(caught.value)
     assert caught.value.exit_code == 4
-    assert not list((tmp_path / ".checkpoint").iterdir())
+    assert not (tmp_path / "unchanged.gguf").exists()
 
 
 def test_prompts_that_are_tokenised_otherwise(tmp_path: Path) -> None:
-    rows = {row.record_id: row for row in tokenised(RECORDS, LetterEngine(), SCALE, max_tokens=1000).valid}
+    rows = {row.record_id: row for row in tokenised(RECORDS, LetterEngine(), SCALE, max_tokens=1000, context_tokens=1000).valid}
 
     class Other(LetterEngine):
         def token_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:

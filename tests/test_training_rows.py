@@ -246,12 +246,17 @@ def test_labels_that_part_late() -> None:
 
 def test_rows_that_are_too_long_are_refused_and_never_cut() -> None:
     rows = [record("short", "Yes"), record("long", "No", "p" * 300), record("long too", "No", "p" * 400, split="valid")]
-    limit = tokens(rows).train[0].size
+    limit = len(tokens(rows).train[0].prompt)
     found = tokens(rows, max_tokens=limit)
     assert [row.record_id for row in found.train] == ["short"]
     assert found.valid == ()
     assert found.refused == {"longer than prompt.max_tokens": 2}
     assert tokens(rows[:1], max_tokens=limit - 1).train == ()
+    whole = tokens(rows[:1]).train[0].size
+    assert tokenised(rows[:1], LetterEngine(), SCALE, max_tokens=500, context_tokens=whole).train
+    assert tokenised(rows[:1], LetterEngine(), SCALE, max_tokens=500, context_tokens=whole - 1).refused == {
+        "longer than the model's context": 1
+    }
 
 
 def test_a_rating_that_merges_with_its_rationale_is_refused() -> None:
