@@ -123,9 +123,6 @@ class RunFolder:
         path = self._manifest_path(stage)
         return f"{path}: damaged; delete it and run again" if path.exists() and self.manifest(stage) is None else None
 
-    def is_done(self, stage: str, key: str) -> bool:
-        return self.why_not_done(stage, key) is None
-
     def why_not_done(self, stage: str, key: str) -> str | None:
         """Why the stage must run, or None. Files are compared by size and time; by digest when the time differs."""
         manifest = self.manifest(stage)
@@ -151,13 +148,6 @@ class RunFolder:
             status = path.stat()
             entries[name] = {"digest": digest_file(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
         write_json(self._manifest_path(stage), {"key": key, "files": entries, "facts": dict(facts or {})})
-
-    def digest_of(self, stage: str, name: str) -> str:
-        """The recorded digest of a finished stage's file."""
-        manifest = self.manifest(stage)
-        if manifest is None or name not in manifest["files"]:
-            raise ArtifactError(f"{self.path / name}: not recorded as finished", hint="run `pipeline run` again")
-        return str(manifest["files"][name]["digest"])
 
 
 def _is_manifest(found: Any) -> bool:
