@@ -13,7 +13,7 @@ from typing import NoReturn
 from pipeline import __version__
 from pipeline.errors import UserError
 
-STAGES = ("format", "finetune", "infer", "evaluate", "version", "report")  # those of run.py, which loads too much for a --help
+STAGES = ("format", "finetune", "infer", "evaluate", "version", "register", "report")  # those of run.py, which loads too much for a --help
 
 
 class UsageError(UserError):
@@ -31,7 +31,7 @@ class Command:
 
 COMMANDS = {
     "run": Command(
-        "do the whole job: format, finetune, infer, evaluate, version, report",
+        "do the whole job: format, finetune, infer, evaluate, version, register, report",
         "Does the whole job and ends with a verdict: formats the rated table, fine-tunes the model (or makes a model set where that can't "
         "be), lets every system answer the test rows, scores the answers, allocates versions, writes the cards and the report. Stages "
         "whose inputs did not change are not run again; an interrupted run goes on where it stopped. "
@@ -82,6 +82,15 @@ COMMANDS = {
         "Scores the answers and compares the systems on the same rows, with intervals. The stages before it are run when they are due. "
         "Exit codes 100 and 101 say that an evaluation gate failed or could not be decided.",
         (("pipeline evaluate", "scores and verdict"), ("pipeline evaluate --json | jq .systems", "the figures for a program")),
+    ),
+    "register": Command(
+        "what was made -> a model of the Ollama server",
+        "Keeps the fine-tuned model (or the model set) on the Ollama server under its version's name, so that others can call it. With "
+        "model.engine: embedded there is no server and nothing happens. The stages before it are run when they are due.",
+        (
+            ("pipeline register", "register it again after it was deleted from the server"),
+            ("pipeline register --replace", "also where the server has another model of that name"),
+        ),
     ),
     "report": Command(
         "scores -> report.html and summary.md",
@@ -200,6 +209,8 @@ def _own_options(name: str, parser: argparse.ArgumentParser) -> None:
     if name == "run":
         parser.add_argument("--force", action="store_true", help="run every stage anew, changed or not")
         parser.add_argument("--until", metavar="STAGE", choices=STAGES, help=f"stop after this stage: {', '.join(STAGES)}")
+    if name in ("run", "register"):
+        parser.add_argument("--replace", action="store_true", help="replace a model of the Ollama server that has the version's name")
     if name in ("run", "finetune"):
         parser.add_argument(
             "--no-fallback", action="store_true", help="fail where the model can't be trained, instead of making a model set"

@@ -176,12 +176,17 @@ def _pair(pair: Comparison) -> Card:
 
 def how_to_run(config: PipelineConfig, version: Mapping[str, Any], method: str) -> Card:
     if method == "model_set":
-        return {"here": "pipeline infer", "elsewhere": "send the messages and options of model_set_config.json to the base model"}
-    served = f"{config.project.lower()}:{version['name']}"
+        return {
+            "here": "pipeline infer",
+            "ollama": ["pipeline register --set model.engine=ollama", f"ollama run {version['name']}"],
+            "elsewhere": "send the messages and options of model_set_config.json to the base model",
+        }
+    # a plain `ollama create` on the file would take a template of its own guessing
+    registered = [] if config.model.engine == "ollama" else ["pipeline register --set model.engine=ollama"]
     return {
         "here": "pipeline infer",
         "llama.cpp": "llama-server --model fine_tuned_model.gguf",
-        "ollama": [f"echo 'FROM ./fine_tuned_model.gguf' > Modelfile && ollama create {served} -f Modelfile", f"ollama run {served}"],
+        "ollama": [*registered, f"ollama run {version['name']}"],
         "prompt": "one user message, as in the prompt column of formatted_dataset.csv; the answer is one JSON object: rating, rationale",
     }
 

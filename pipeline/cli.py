@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pipeline.run import Pipeline
     from pipeline.terminal import Part
 
-UNTIL = {"run": "report", "format": "format", "finetune": "finetune", "infer": "infer", "evaluate": "evaluate", "report": "report"}
+UNTIL = {"run": "report"} | {stage: stage for stage in ("format", "finetune", "infer", "evaluate", "register", "report")}
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _json_line(facts: Mapping[str, Any]) -> str:
 def _run(args: Namespace, progress: Display) -> Result:
     pipeline = _pipeline(args, progress=progress, debug="debug" in args, fallback="no_fallback" not in args)
     begun = _now()
-    result = pipeline.run(getattr(args, "until", UNTIL[args.command]), force="force" in args)
+    result = pipeline.run(getattr(args, "until", UNTIL[args.command]), force="force" in args, replace="replace" in args)
     seconds = _now() - begun
     return Result({**vars(result), "seconds": round(seconds, 2)}, lambda: _screen().run_parts(result, seconds), result.exit_code)
 
@@ -180,7 +180,12 @@ def _config(args: Namespace) -> PipelineConfig:
 
     path = Path(getattr(args, "config", DEFAULT_FILE))
     flags = _flag_settings(args, path.resolve().parent) if args.command == "finetune" else {}
-    return load_config(path, [*args.overrides, *_as_overrides(flags)])
+    return load_config(path, [*_environment_overrides(), *args.overrides, *_as_overrides(flags)])
+
+
+def _environment_overrides() -> list[str]:
+    """PIPELINE_SET: a KEY=VALUE a line, as --set takes them. What a container's surroundings say of every command in it."""
+    return [line.strip() for line in os.environ.get("PIPELINE_SET", "").splitlines() if line.strip()]
 
 
 def _config_if_any(args: Namespace) -> PipelineConfig | None:

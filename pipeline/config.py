@@ -91,6 +91,7 @@ class PromptConfig:
 class ModelConfig:
     name: str = "smollm2-135m-instruct:q4_1"
     engine: Literal["embedded", "ollama", "auto"] = "embedded"
+    pull: bool = True  # whether an Ollama server may download a base model that it lacks
 
 
 @dataclass(frozen=True, kw_only=True)

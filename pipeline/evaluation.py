@@ -49,6 +49,7 @@ def evaluate(
     primary: str,
     train_labels: Sequence[str],
     split: str = "test",
+    remarks: Sequence[str] = (),
     progress: Progress = quiet,
 ) -> Evaluation:
     """Scores of every system in `answers`, of `primary` (all wrong when it has no answer) and of the majority baseline.
@@ -58,6 +59,7 @@ def evaluate(
         answers: of any number of systems; the last one counts where a system answered a row twice.
         score: called once a system and metric of `config.metrics`, never with an empty list.
         train_labels: the ratings of the training rows, whose most frequent one is the baseline's answer; ties go to the lower rating.
+        remarks: what is known of the answers beside them, to stand among the notes.
 
     Returns:
         Comparisons name the primary system first, then fine_tuned, model_set, base, further models, copilot, raters and the baseline
@@ -81,7 +83,7 @@ def evaluate(
     results = tuple(_gate_result(gate, sheet, columns) for gate in gates)
     progress("evaluate", len(columns), len(columns))
     verdict = verdict_words(primary, systems, comparisons, split)
-    notes = _notes(sheet, columns)
+    notes = (*_notes(sheet, columns), *remarks)
     return Evaluation(split, scale.labels, scale.ordered, primary, systems, comparisons, results, verdict, notes)
 
 

@@ -25,7 +25,7 @@ from pipeline.errors import (
     TrainingFailedError,
 )
 from pipeline.parity import CHECKED_ROWS, check_parity
-from pipeline.ports import BaseModel, EngineFactory, ModelSetBuilder, Progress, Trainer, quiet
+from pipeline.ports import BaseModel, Engine, EngineFactory, ModelSetBuilder, Progress, Trainer, quiet
 from pipeline.prompts import answer_text, messages_for
 from pipeline.records import Prompt, RatingScale, Record, to_plain
 from pipeline.store import digest_file, explained, write_json, write_text, writing
@@ -71,6 +71,7 @@ class FineTuner:
         fallback_mode: make a model set where training can't be done; off, that is an error.
         trainer, open_engine, resolve, build_model_set: what does the work; by default LoRA, llama.cpp in this process, the models on
             this machine, and `pipeline.model_set`.
+        serve: opens the engine that will answer with the fine-tuned model, where that is another than `open_engine`'s: it is checked too.
     """
 
     def __init__(
@@ -82,10 +83,12 @@ class FineTuner:
         open_engine: EngineFactory | None = None,
         resolve: Callable[..., BaseModel] | None = None,
         build_model_set: ModelSetBuilder | None = None,
+        serve: Callable[[Path], Engine] | None = None,
         progress: Progress = quiet,
     ) -> None:
         self.debug_mode, self.fallback_mode, self.progress = debug_mode, fallback_mode, progress
         self._trainer, self._open_engine, self._resolve, self._build_model_set = trainer, open_engine, resolve, build_model_set
+        self._serve = serve
 
     def process_dataset(
         self,
@@ -166,9 +169,9 @@ class FineTuner:
 
     def _find(self, config: TuneConfig) -> BaseModel:
         if self._resolve is None:
-            from pipeline.backends.base_model import resolve
+            from pipeline.backends.serving import EmbeddedServing
 
-            self._resolve = resolve
+            self._resolve = EmbeddedServing().find
         try:
             return self._resolve(config.model_name, root=config.root)
         except ModelNotFoundError as error:
@@ -216,6 +219,7 @@ class FineTuner:
             base=base.path,
             output_dir=unchecked,
             open_engine=self._engine,
+            serve=self._serve,
             progress=self.progress,
         )
         for name in ("adapter.gguf", "fine_tuned_model.gguf"):
@@ -245,7 +249,7 @@ class FineTuner:
                 reason = f"training needs torch and transformers; {error.name} is not installed"
                 raise _Fallback(reason, FineTuningNotSupportedError(reason, hint="run `uv sync`")) from error
             self._trainer = LoraTrainer()
-        why_not = self._trainer.unsupported(base)
+        why_not = base.why_untrainable or self._trainer.unsupported(base)
         if why_not:
             raise _Fallback(why_not, FineTuningNotSupportedError(why_not, hint="choose another base model, or leave the fallback on"))
         return self._trainer

@@ -27,6 +27,7 @@ from pipeline.records import Answer, Completion, Prompt, RatingScale, Record, fi
 from pipeline.store import explained
 
 ANSWERS_VERSION = 1  # part of every generate key: raise it when answers to the same question come out differently
+AGAIN_ROWS = 50  # rows that a server is asked twice
 SYNC_ROWS = 20  # rows that a power cut may cost
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Answer))
@@ -72,9 +73,11 @@ def run_inference(
     scale: RatingScale,
     generate: GenerateConfig,
     max_prompt_tokens: int,
+    through: str = "embedded",
     progress: Progress = quiet,
 ) -> InferenceCounts:
     """Sees to it that `outputs` holds the current answer of every system to each of its prompts, one system after the other.
+    `through` names the engine: answers of another one don't count.
 
     Raises:
         DataError: a record or a system twice.
@@ -83,7 +86,7 @@ def run_inference(
         OutputError: `outputs` can't be written.
     """
     _refuse_duplicates(systems)
-    key = generate_key(scale, generate, max_prompt_tokens)
+    key = generate_key(scale, generate, max_prompt_tokens, through)
     counts: dict[str, SystemCounts] = {}
     with _OutputFile(outputs) as file:
         for run in systems:
@@ -134,9 +137,58 @@ def given_answers(records: Sequence[Record]) -> tuple[Answer, ...]:
     )
 
 
-def generate_key(scale: RatingScale, generate: GenerateConfig, max_prompt_tokens: int) -> str:
+@dataclass(frozen=True, slots=True)
+class Flips:
+    """What changed when a system was asked again: `ratings` and `answers` of `rows`."""
+
+    system: str
+    rows: int
+    ratings: int
+    answers: int
+
+    @property
+    def words(self) -> str:
+        """A sentence; equal answers are no promise, since a server's rows share work with whatever else it does."""
+        return (
+            f"Asked again, {self.system} gave another rating in {self.ratings} of {self.rows} rows, and another text in {self.answers}: "
+            "how far one run differs from the next."
+        )
+
+
+def ask_again(
+    run: SystemRun,
+    outputs: Path,
+    *,
+    scale: RatingScale,
+    generate: GenerateConfig,
+    max_prompt_tokens: int,
+    through: str = "embedded",
+    progress: Progress = quiet,
+) -> Flips:
+    """Asks one system the first 50 of its prompts that have an answer once more and counts what differs. `outputs` stays as it is.
+
+    Raises:
+        EngineError: the engine failed as a whole. ArtifactError: `outputs` is damaged.
+    """
+    asked = run.prompts[:AGAIN_ROWS]
+    before = {
+        a.record_id: a for a in read_answers(outputs, record_ids=[p.record_id for p in asked], systems=[run.system]) if a.error != "failed"
+    }
+    asked = [prompt for prompt in asked if prompt.record_id in before]
+    ratings = answers = rows = 0
+    with run.open() as engine:
+        for completion in engine.complete(asked, scale, generate, max_prompt_tokens=max_prompt_tokens):
+            progress("inference", rows := rows + 1, len(asked), f"{run.system}, asked again")
+            label, _, _ = parse_answer(completion.text, completion.finish, scale)
+            old = before[completion.record_id]
+            ratings += label != old.label
+            answers += _whole(completion.text) != old.response
+    return Flips(run.system, rows, ratings, answers)
+
+
+def generate_key(scale: RatingScale, generate: GenerateConfig, max_prompt_tokens: int, through: str = "embedded") -> str:
     """Fingerprint of how answers are asked for, besides prompt and model."""
-    return fingerprint(ANSWERS_VERSION, scale, generate, max_prompt_tokens)
+    return fingerprint(ANSWERS_VERSION, scale, generate, max_prompt_tokens, *([] if through == "embedded" else [through]))
 
 
 def prompt_digest(prompt: Prompt) -> str:

@@ -25,6 +25,7 @@ PACKAGES = ("torch", "transformers", "peft", "gguf", "xllamacpp", "ragas", "sent
 SERVER_TIMEOUT_S = 1.0
 ENOUGH_MEMORY, ENOUGH_DISK = 6 * 2**30, 2 * 2**30  # bytes: the sample run on the embedded model, with some air
 OLLAMA_PORT = 11434
+OLDEST_OLLAMA = (0, 12, 11)  # the first whose /api/chat gives log-probabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,17 @@ def _ollama() -> Service:
     version = said.get("version") if isinstance(said, dict) else None
     if not isinstance(version, str):
         return Service(False, f"what answers at {address} is not Ollama")
+    oldest = ".".join(map(str, OLDEST_OLLAMA))
+    if (number := ollama_version(version)) is None or number < OLDEST_OLLAMA:
+        return Service(False, f"version {version[:40]} at {address}; {oldest} or later is needed")
     return Service(True, f"version {version[:40]} at {address}")
+
+
+def ollama_version(text: str) -> tuple[int, ...] | None:
+    """0.34.2 as (0, 34, 2); None for what is no released version."""
+    match = re.match(r"v?(\d+)\.(\d+)\.(\d+)", text)
+    number = tuple(map(int, match.groups())) if match else (0, 0, 0)
+    return number if any(number) else None
 
 
 def ollama_address(host: str) -> str:
@@ -231,7 +242,7 @@ def _optional(name: str, service: Service, advice: str) -> Check:
 
 def _ollama_check(service: Service, model: ModelConfig) -> Check:
     if model.engine == "ollama" and not service.works:
-        return Check("Ollama", False, service.found, "start it with `ollama serve`, set OLLAMA_HOST, or set model.engine: embedded")
+        return Check("Ollama", False, service.found, "start or update it (`ollama serve`), set OLLAMA_HOST, or set model.engine: embedded")
     return _optional("Ollama", service, "serves the fine-tuned model to others; the job itself does not need it")
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from pipeline.errors import ArtifactError
 from pipeline.ports import Engine, EngineFactory, Progress, TrainedModel, quiet
 from pipeline.prompts import messages_for, parse_answer
 from pipeline.rating_tree import RatingTree
-from pipeline.records import Prompt, RatingScale, Record, TokenRow
+from pipeline.records import Message, Prompt, RatingScale, Record, TokenRow
 
 CHECKED_ROWS = 40
 ANSWERED_ROWS = 8
 TOKEN_ROWS = 8
 TOP_TOKENS = 10
 LEAST_AGREEMENT = 0.95
+PROBE = (Message("user", "To be, or not to be?"),)  # shown where prompts differ, instead of a record
 NEAR_TIE, WIDEST_TIE = 0.05, 0.2  # two ratings whose probabilities are this close may change places between kernels: least, most
 
 Probabilities = Sequence[Mapping[str, float]]
@@ -36,6 +38,7 @@ def check_parity(
     base: Path,
     output_dir: Path,
     open_engine: EngineFactory,
+    serve: Callable[[Path], Engine] | None = None,
     progress: Progress = quiet,
 ) -> dict[str, Any]:
     """The validation figures of the merged file and of the adapter; each part says whether it passed.
@@ -43,6 +46,7 @@ def check_parity(
     Args:
         records: the rows to check on. rows: record_id -> the token ids trained on.
         base_probabilities: rating probabilities of the untouched base on `records`.
+        serve: opens the engine that will answer with the merged file, where that is another program than `open_engine`: checked as well.
 
     Raises:
         ArtifactError: prompt ids differ, an answer is not valid, or fewer than 95 % of the ratings agree.
@@ -50,24 +54,33 @@ def check_parity(
     asked = [Prompt(record.record_id, messages_for(record)) for record in records]
     ids = [rows[record.record_id].prompt for record in records]
     places = [place for record in records[:TOKEN_ROWS] for place in _places(rows[record.record_id])]
-    progress("validate", 0, 4, "ratings of the trained model")
+    progress("validate", 0, 0, "ratings of the trained model")
     wanted = trained.rating_probabilities(ids, tree)
     likely = [trained.top_logprobs(place, TOP_TOKENS) for place in places]
-    progress("validate", 1, 4, "the base stored as the merged file is, with no change")
+    progress("validate", 1, 0, "the base stored as the merged file is, with no change")
     storage = _storage_effect(trained, asked, base_probabilities, scale, output_dir, open_engine)
     # what kernels and storage types alone move on these rows; either side of a comparison may move that far
     near_tie = min(max(2 * storage["largest_probability_difference"], NEAR_TIE), WIDEST_TIE)
     report: dict[str, Any] = {"rows": len(records), "storage_alone": storage, "near_tie_below": near_tie}
-    for step, (name, model, adapter) in enumerate(
-        (("merged", output_dir / "fine_tuned_model.gguf", None), ("adapter", base, output_dir / "adapter.gguf")), 2
-    ):
-        progress("validate", step, 4, f"ratings of the served {name}")
-        with open_engine(model, adapter=adapter) as engine:
-            found = _served(engine, asked, ids, scale, generate if name == "merged" else None)
+    merged = output_dir / "fine_tuned_model.gguf"
+    opened: dict[str, Callable[[], Engine]] = {
+        "merged": lambda: open_engine(merged),
+        "adapter": lambda: open_engine(base, adapter=output_dir / "adapter.gguf"),
+        **({"served": lambda: serve(merged)} if serve is not None else {}),
+    }
+    probe = ""
+    for step, (name, open_it) in enumerate(opened.items(), 2):
+        progress("validate", step, len(opened) + 2, f"ratings of the {name} model")
+        with open_it() as engine:
+            found = _served(engine, asked, ids, scale, None if name == "adapter" else generate)
             found |= agreement(wanted, engine.rating_probabilities(asked, scale), near_tie)
             found["largest_token_difference"] = _token_difference(engine, places, likely)
+            probe = probe or engine.render(PROBE)
+            found["prompt_diff"] = list(
+                difflib.unified_diff(probe.splitlines(), engine.render(PROBE).splitlines(), "trained on", name, lineterm="")
+            )
         report[name] = found
-    progress("validate", 4, 4)
+    progress("validate", len(opened) + 2, len(opened) + 2)
     _judge(report)
     return report
 
@@ -102,7 +115,9 @@ def _served(
         longest = max(map(len, ids))
         completions = list(engine.complete(asked[:ANSWERED_ROWS], scale, generate, max_prompt_tokens=longest))
         bad = [done.record_id for done in completions if parse_answer(done.text, done.finish, scale)[0] is None]
-        found |= {"answers_checked": len(completions), "answers_invalid": bad}
+        length = {prompt.record_id: len(trained_on) for prompt, trained_on in zip(asked, ids, strict=True)}
+        counted = [done.record_id for done in completions if done.error is None and done.prompt_tokens != length[done.record_id]]
+        found |= {"answers_checked": len(completions), "answers_invalid": bad, "prompt_lengths_differ": counted}
     return found
 
 
@@ -138,10 +153,17 @@ def _storage_effect(
 
 def _judge(report: Mapping[str, Any]) -> None:
     problems = []
-    for name in ("merged", "adapter"):
-        part = report[name]
+    for name in ("merged", "adapter", "served"):
+        part = report.get(name)
+        if part is None:
+            continue
         if part["prompt_ids_differ"]:
             problems.append(f"{name}: the prompt's token ids differ from those trained on in {len(part['prompt_ids_differ'])} rows")
+            problems += [f"  {line}" for line in part["prompt_diff"]]
+        if part.get("prompt_lengths_differ"):
+            problems.append(
+                f"{name}: it read another number of prompt tokens than was trained on in {len(part['prompt_lengths_differ'])} rows"
+            )
         if part.get("answers_invalid"):
             problems.append(f"{name}: {len(part['answers_invalid'])} of {part['answers_checked']} answers are not valid")
         if part["agreement"] < LEAST_AGREEMENT:

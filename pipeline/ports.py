@@ -28,8 +28,11 @@ class Engine(Protocol):
     name: str  # "embedded" or "ollama"
     model_digest: str
 
+    def render(self, messages: Sequence[Message]) -> str:
+        """The prompt's text: chat template applied, ready for the assistant's turn."""
+
     def token_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """The prompt as the model sees it: chat template applied, ready for the assistant's turn."""
+        """The prompt as the model sees it: `render` in token ids."""
 
     def tokenize(self, text: str) -> tuple[int, ...]:
         """Plain text in token ids; what looks like a special token in it is read as text."""
@@ -69,6 +72,59 @@ class BaseModel(Protocol):
     @property
     def path(self) -> Path:
         """The GGUF."""
+
+    @property
+    def why_untrainable(self) -> str | None:
+        """Why it can't be trained though its architecture could, or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A finished model that others can call. `changed`: it was not there before, or another one was."""
+
+    name: str
+    digest: str  # of the GGUF that it is served from
+    changed: bool
+
+
+class Serving(Protocol):
+    """Where answers come from: finds base models, opens engines on them and on what was made of them, keeps finished models."""
+
+    name: str  # "embedded" or "ollama"
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Of this machine, for the record: never part of a key."""
+
+    def find(self, name: str, *, root: Path, allow_download: bool, verify: bool, progress: Progress = quiet) -> BaseModel:
+        """The base model of that name; `verify` has its file's content compared with its digest where that is known beforehand.
+
+        Raises:
+            ModelNotFoundError, UserError, ArtifactError, BackendError, OutputError
+        """
+
+    def manner(self, base: BaseModel) -> str | None:
+        """Fingerprint of how chats with the base are put into words; None: as its file says."""
+
+    def on_file(self, base: BaseModel) -> EngineFactory:
+        """Opens engines in this process, whose prompts are those that this serving gives the base."""
+
+    def serve(self, base: BaseModel, model: Path | None = None) -> Engine:
+        """The engine that gives answers: of the base, or of a GGUF that was made from it."""
+
+    def served_apart(self) -> bool:
+        """Whether `serve` answers through another program than `on_file`, so that both must be compared."""
+
+    def keep(self, name: str, base: BaseModel, model: Path | Mapping[str, Any], *, replace: bool = False) -> Kept | None:
+        """Keeps a GGUF made from the base, or a model set (what `ModelSet.create_request` gives), under a name for others to call;
+        None where this serving keeps none. The same again changes nothing.
+
+        Raises:
+            UserError: the name means another model already, and `replace` is off.
+        """
+
+    def has(self, name: str, digest: str) -> bool:
+        """Whether a kept model is still there."""
 
 
 @dataclass(frozen=True, slots=True)

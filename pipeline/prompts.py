@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,9 @@ from pipeline.records import AnswerError, Finish, Message, RatingScale, Record
 ANSWER_RULE = 'Answer with one JSON object: "rating" is one of'  # stands in every prompt that is complete
 ANSWER_OPENING = '{"rating": "'  # what stands before the rating's text in every answer
 RATIONALE_OPENING = '", "rationale": "'  # what stands between the rating's text and the rationale's
+# spaces may stand between the parts: a server's own grammar allows them
+_RATING = re.compile(r'\s*\{\s*"rating"\s*:\s*"(?P<rating>(?:[^"\\]|\\.)*)"')
+_RATIONALE = re.compile(_RATING.pattern + r'\s*,\s*"rationale"\s*:\s*"(?P<rationale>.*)\Z', re.DOTALL)
 _CHARACTERS = 'char ::= [^"\\\\\\x00-\\x1F\\x7F] | "\\\\" (["\\\\/bfnrt] | "u" hex hex hex hex)\nhex ::= [0-9a-fA-F]\n'
 
 
@@ -85,14 +89,18 @@ def parse_answer(text: str, finish: Finish, scale: RatingScale) -> tuple[str | N
     return answer["rating"], rationale if isinstance(rationale, str) else None, None
 
 
+def rating_of(text: str) -> str | None:
+    """The rating's text in an answer, whole or cut after it; None when it is not there, or not to its end."""
+    found = _RATING.match(text)
+    return _unescape(found["rating"]) if found else None
+
+
 def _parse_cut(text: str, scale: RatingScale) -> tuple[str | None, str | None, AnswerError | None]:
-    if not text.startswith(ANSWER_OPENING):
+    label = rating_of(text)
+    if label not in scale.labels:
         return None, None, "cut"
-    label, quote, rest = text[len(ANSWER_OPENING) :].partition('"')
-    if not quote or label not in scale.labels:
-        return None, None, "cut"
-    _, opened, rationale = rest.partition('"rationale": "')
-    return label, _unescape(rationale) if opened else None, None
+    rationale = _RATIONALE.match(text)
+    return label, _unescape(rationale["rationale"]) if rationale else None, None
 
 
 def _unescape(cut: str) -> str:

@@ -5,29 +5,30 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.config import PipelineConfig
-from pipeline.errors import ArtifactError, ConfigError, ModelNotFoundError, OutputError
-from pipeline.ports import BaseModel, Progress, quiet
+from pipeline.errors import ArtifactError, ModelNotFoundError, OutputError
+from pipeline.ports import BaseModel, Engine, Progress, Serving, quiet
 from pipeline.records import SPLITS, ModelFacts, Record, fingerprint, to_plain
 from pipeline.store import RunFolder, digest_file, explained, read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from pipeline.fine_tuner import TuneConfig
+    from pipeline.inference_runner import Flips, SystemRun
     from pipeline.records import Answer, DataQuality, Evaluation, TrainingResult
     from pipeline.versions import Allocation
 
-STAGES = ("format", "finetune", "infer", "evaluate", "version", "report")
+STAGES = ("format", "finetune", "infer", "evaluate", "version", "register", "report")
 # Part of each stage's key: raise one when its stage gives something else for the same inputs.
-STAGE_VERSIONS = {"format": 1, "finetune": 1, "infer": 1, "evaluate": 1, "version": 1, "report": 1}
+STAGE_VERSIONS = {"format": 1, "finetune": 1, "infer": 1, "evaluate": 1, "version": 1, "register": 1, "report": 1}
 KINDS = ("dataset", "model", "run")
 
 logger = logging.getLogger(__name__)
@@ -69,8 +70,7 @@ class Pipeline:
         self.scale = config.dataset.scale
         self._base: BaseModel | None = None
         self._base_missing = self._may_download = False  # looking at the plan fetches nothing
-        if config.model.engine == "ollama":
-            raise ConfigError("model.engine", ["ollama is reserved; use embedded"])
+        self._may_replace = False
 
     # --- what there is to do ---
 
@@ -88,10 +88,10 @@ class Pipeline:
                 plans.append(StagePlan(stage, "run", why, facts.get("seconds")))
         return tuple(plans)
 
-    def run(self, until: str = STAGES[-1], *, force: bool = False) -> RunResult:
-        """Runs what is not cached, up to and including `until`."""
+    def run(self, until: str = STAGES[-1], *, force: bool = False, replace: bool = False) -> RunResult:
+        """Runs what is not cached, up to and including `until`. `replace`: a server's model of the version's name may be replaced."""
         self._check_gates()
-        self._may_download = True
+        self._may_download, self._may_replace = True, replace
         started = datetime.now(UTC)
         outcomes: list[StageOutcome] = []
         with self._alone():
@@ -125,10 +125,11 @@ class Pipeline:
             ],
             "finetune": lambda: [
                 self._facts("format").get("train_valid"), self.scale, config.train, config.prompt, config.generate, config.model_set,
-                self._wants_model_set(), config.seed, self._base_identity(),
+                self._wants_model_set(), config.seed, self._base_identity(), *self._manner(),
             ],
             "infer": lambda: [
                 self._facts("format").get("test"), self.scale.labels, self._systems(), config.generate, config.prompt.max_tokens,
+                *([self._serving.name] if self._serving.served_apart() else []),
             ],
             "evaluate": lambda: [
                 self._digest("infer", "outputs.jsonl"), self._digest("format", "formatted_dataset.csv"), self.scale, self._systems(),
@@ -137,6 +138,9 @@ class Pipeline:
             "version": lambda: [
                 [planned.key for planned in self._allocations(provisional=False).values()], self._found(), self._allocates(),
                 config.project, config.dataset.license, config.dataset.language, config.publish,
+            ],
+            "register": lambda: [
+                self._serving.name, self._facts("version").get("versions"), self._facts("version").get("recorded"), self._systems(),
             ],
             "report": lambda: [
                 self._found(), self._digest("format", "formatted_dataset.csv"), self._facts("version").get("versions"), self._settings(),
@@ -155,7 +159,8 @@ class Pipeline:
 
     def _why(self, stage: str) -> str | None:
         """Why the stage must run, or None."""
-        beside = {"format": self._splits_moved, "finetune": self._fallback_refused, "version": self._metadata_lost}
+        beside = {"finetune": self._fallback_refused, "format": self._splits_moved}
+        beside |= {"version": self._metadata_lost, "register": self._unregistered}
         return self.folder.why_not_done(stage, self._key(stage)) or (beside[stage]() if stage in beside else None)
 
     def _splits_moved(self) -> str | None:
@@ -199,19 +204,40 @@ class Pipeline:
         except ArtifactError:
             return None  # the formatter says what is wrong with the path
 
+    def _base_or_fail(self) -> BaseModel:
+        base = self._find_base()
+        if base is None:
+            raise ModelNotFoundError(f"{self.config.model.name}: the base model is not here any more", hint="run again")
+        return base
+
     def _base_identity(self) -> str:
         base = self._find_base()
         return base.facts.digest if base else f"not found: {self.config.model.name}"
 
+    @functools.cached_property
+    def _serving(self) -> Serving:
+        from pipeline.backends.serving import open_serving
+
+        return open_serving(self.config.model.engine, pull=self.config.model.pull)
+
     def _find_base(self) -> BaseModel | None:
         if self._base is None and not self._base_missing:
-            from pipeline.backends.base_model import resolve
-
             try:
-                self._base = resolve(self.config.model.name, root=self.config.root, allow_download=self._may_download)
+                self._base = self._base_of_name(verify=False)
             except ModelNotFoundError:
                 self._base_missing = True
         return self._base
+
+    def _base_of_name(self, *, verify: bool) -> BaseModel:
+        return self._serving.find(
+            self.config.model.name, root=self.config.root, allow_download=self._may_download, verify=verify, progress=self.progress
+        )
+
+    def _manner(self) -> list[str]:
+        """How a server puts chats with the base into words, where that is not as the base's file says."""
+        base = self._find_base()
+        manner = self._serving.manner(base) if base else None
+        return [manner] if manner else []
 
     def _fallback_refused(self) -> str | None:
         refused = not self.fallback and self._facts("finetune").get("approach") == "model_set"
@@ -279,7 +305,11 @@ class Pipeline:
     def _finetune(self) -> tuple[list[str], dict[str, Any]]:
         from pipeline.fine_tuner import FINE_TUNED_FILES, MODEL_SET_FILES, FineTuner
 
-        tuner = FineTuner(self.debug, self.fallback, progress=self.progress)
+        tuner = FineTuner(
+            self.debug, self.fallback, progress=self.progress, resolve=lambda *_, **__: self._base_of_name(verify=True),
+            open_engine=lambda model, **settings: self._serving.on_file(self._base_or_fail())(model, **settings),
+            serve=(lambda model: self._serving.serve(self._base_or_fail(), model)) if self._serving.served_apart() else None,
+        )  # fmt: skip
         records = self._records()
         tune = self._tune_config()
         _, made = tuner.tune(records, self.scale, tune, self.folder.path)
@@ -299,20 +329,30 @@ class Pipeline:
     def _infer(self) -> tuple[list[str], dict[str, Any]]:
         from pipeline.inference_runner import SystemRun, run_inference
 
-        base = self._find_base()
         rows = [record for record in self._records() if record.split == "test"]
-        runs = []
-        for system, digest in self._systems().items():
-            assert base is not None  # no system has a model without one
-            path = self.folder / "fine_tuned_model.gguf" if system == "fine_tuned" else base.path
-            runs.append(SystemRun(system, self._prompts(system, rows), digest, _opener(path)))
-        counts = run_inference(
-            runs, self.folder / "outputs.jsonl", scale=self.scale, generate=self.config.generate,
-            max_prompt_tokens=self.config.prompt.max_tokens, progress=self.progress,
-        )  # fmt: skip
+        runs = [
+            SystemRun(system, self._prompts(system, rows), digest, functools.partial(self._answering, system))
+            for system, digest in self._systems().items()
+        ]
+        asked: dict[str, Any] = {
+            "scale": self.scale, "generate": self.config.generate, "max_prompt_tokens": self.config.prompt.max_tokens,
+            "through": self._serving.name, "progress": self.progress,
+        }  # fmt: skip
+        counts = run_inference(runs, self.folder / "outputs.jsonl", **asked)
+        flips = self._flips(runs, asked)
         summary = "; ".join(f"{name}: {c.done} answers made, {c.resumed} kept" for name, c in counts.systems.items()) or "no model to ask"
         failed = sum(count.errors.get("failed", 0) for count in counts.systems.values())
-        return ["outputs.jsonl"], {"counts": to_plain(counts), "summary": summary, "again": failed > 0}
+        return ["outputs.jsonl"], {"counts": to_plain(counts), "flips": to_plain(flips), "summary": summary, "again": failed > 0}
+
+    def _answering(self, system: str) -> Engine:
+        return self._serving.serve(self._base_or_fail(), self.folder / "fine_tuned_model.gguf" if system == "fine_tuned" else None)
+
+    def _flips(self, runs: Sequence[SystemRun], asked: Mapping[str, Any]) -> Flips | None:
+        """How far a server's answers differ when it is asked again."""
+        from pipeline.inference_runner import ask_again
+
+        primary = next((run for run in runs if run.system == self._primary()), None)
+        return ask_again(primary, self.folder / "outputs.jsonl", **asked) if primary and self._serving.served_apart() else None
 
     def _prompts(self, system: str, rows: Sequence[Record]) -> list[Any]:
         from pipeline.prompts import messages_for
@@ -324,12 +364,15 @@ class Pipeline:
     def _evaluate(self) -> tuple[list[str], dict[str, Any]]:
         from pipeline.backends.ragas_metrics import RagasScorer
         from pipeline.evaluation import evaluate, gate_exit_code
+        from pipeline.inference_runner import Flips
 
         records = self._records()
         rows = [record for record in records if record.split == "test"]
+        flips = self._facts("infer").get("flips")
         scores = evaluate(
             rows, self._answers(rows), scale=self.scale, config=self.config.evaluate, score=RagasScorer(), seed=self.config.seed,
-            primary=self._primary(), train_labels=[record.label for record in records if record.split == "train"], progress=self.progress,
+            primary=self._primary(), train_labels=[record.label for record in records if record.split == "train"],
+            remarks=[Flips(**flips).words] if flips else [], progress=self.progress,
         )  # fmt: skip
         write_json(self.folder / "scores.json", scores)
         return ["scores.json"], {"exit_code": gate_exit_code(scores), "summary": scores.verdict}
@@ -359,6 +402,27 @@ class Pipeline:
         write_text(self.folder / "report.html", render_html(data))
         write_text(self.folder / "summary.md", render_summary(data))
         return ["report.html", "summary.md"], {"summary": str(self.folder / "report.html")}
+
+    def _register(self) -> tuple[list[str], dict[str, Any]]:
+        """Keeps what was made under its version's name, where a server can."""
+        name, base = self._facts("version")["versions"]["model"], self._find_base()
+        if not self._serving.served_apart() or base is None:
+            return [], {"kept": [], "summary": "no server to keep models"}
+        if not self._facts("version").get("recorded"):
+            return [], {"kept": [], "summary": "provisional versions are not registered"}
+        made: list[Any] = []
+        if self._primary() == "fine_tuned":
+            made.append((name, self.folder / "fine_tuned_model.gguf"))
+        if "model_set" in self._systems():
+            made.append((f"{name}:model-set" if made else name, self._model_set().create_request()))
+        kept = [self._serving.keep(called, base, model, replace=self._may_replace) for called, model in made]
+        names = ", ".join(model.name for model in kept if model)
+        return [], {"kept": to_plain(kept), "summary": f"ollama run {names}" if len(kept) == 1 else f"registered: {names}"}
+
+    def _unregistered(self) -> str | None:
+        """A model that was registered is not on the server any more."""
+        gone = [kept["name"] for kept in self._facts("register").get("kept", []) if not self._serving.has(kept["name"], kept["digest"])]
+        return f"{', '.join(gone)} is not registered any more" if gone else None
 
     # --- versions and cards ---
 
@@ -423,7 +487,7 @@ class Pipeline:
 
         training = self._made().get("training") or {}
         packages = {name: version(name) for name in ("torch", "transformers", "xllamacpp")}
-        return {"dtype": training.get("dtype"), "threads": training.get("threads"), "engine": "embedded", "packages": packages}
+        return {"dtype": training.get("dtype"), "threads": training.get("threads"), **self._serving.facts, "packages": packages}
 
     def _lineage(self) -> dict[str, str]:
         digests = {
@@ -587,15 +651,6 @@ def _trained_on(record: Record) -> dict[str, Any]:
 
 def _without(section: Any, *names: str) -> dict[str, Any]:
     return {key: value for key, value in vars(section).items() if key not in names}
-
-
-def _opener(path: Path) -> Callable[[], Any]:
-    def open_it() -> Any:
-        from pipeline.backends.llamacpp import open_engine
-
-        return open_engine(path)
-
-    return open_it
 
 
 def _state(planned: Allocation) -> str:

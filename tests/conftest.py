@@ -6,9 +6,12 @@ import ipaddress
 import os
 import socket
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.ollama_stack import RealOllama
 
 # Before anything is imported: the Hub's client and others read the environment once, when they are imported.
 _NOT_OURS = ("HF_", "HUGGING_FACE_", "TRANSFORMERS_", "OLLAMA_", "PIPELINE_", "GITHUB_")
@@ -71,3 +74,15 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
     yield
     assert not refused, f"the network was used: {', '.join(refused)}"
+
+
+@pytest.fixture(scope="session")
+def real_ollama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealOllama]:
+    """A real server of the tests' own, without any model; skips where there is no `ollama`."""
+    from tests.ollama_stack import MISSING, RealOllama, binary
+
+    found = binary()
+    if found is None:
+        pytest.skip(MISSING)
+    with RealOllama(found, tmp_path_factory.mktemp("ollama")) as server:
+        yield server

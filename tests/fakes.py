@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pipeline.config import GenerateConfig
-from pipeline.prompts import answer_text
+from pipeline.errors import EngineError
+from pipeline.prompts import ANSWER_OPENING, RATIONALE_OPENING, answer_text
+from pipeline.rating_tree import RatingTree, rating_tree
 from pipeline.records import Completion, Message, Prompt, RatingScale, digest_text
 
 
@@ -34,8 +36,11 @@ class FakeEngine:
         self.asked: list[str] = []  # record ids, in order
         self.opened, self.closed = 1, 0
 
+    def render(self, messages: Sequence[Message]) -> str:
+        return "".join(f"<{message.role}>{message.content}" for message in messages) + "<assistant>"
+
     def token_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        return tuple(map(ord, "".join(f"<{message.role}>{message.content}" for message in messages) + "<assistant>"))
+        return tuple(map(ord, self.render(messages)))
 
     def complete(
         self, prompts: Sequence[Prompt], scale: RatingScale, generate: GenerateConfig, *, max_prompt_tokens: int
@@ -72,6 +77,51 @@ class FakeEngine:
         self.closed += 1
 
     def __enter__(self) -> FakeEngine:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+class FakeTokenizer:
+    """What an OllamaEngine needs of the engine in this process on the same GGUF. Tokens are characters.
+
+    Args:
+        system: the text that the file's own template puts in where a chat has no system message.
+    """
+
+    name = "embedded"
+
+    def __init__(self, model_digest: str = "sha256:fake", *, trained_context: int = 8192, system: str = "") -> None:
+        self.model_digest, self.trained_context, self.system = model_digest, trained_context, system
+        self.closed = 0
+
+    def render(self, messages: Sequence[Message]) -> str:
+        if self.system and messages[0].role != "system":
+            messages = [Message("system", self.system), *messages]
+        return "".join(f"<{message.role}>{message.content}" for message in messages) + "<assistant>"
+
+    def prompt_ids(self, text: str) -> tuple[int, ...]:
+        return self.tokenize(text)
+
+    def token_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        return self.prompt_ids(self.render(messages))
+
+    def tokenize(self, text: str, special: bool = False) -> tuple[int, ...]:
+        if self.closed:
+            raise EngineError("the engine is closed")
+        return tuple(map(ord, text))
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        return "".join(map(chr, ids))
+
+    def rating_tree(self, scale: RatingScale) -> RatingTree:
+        return rating_tree({label: self.tokenize(ANSWER_OPENING + label + RATIONALE_OPENING) for label in scale.labels})
+
+    def close(self) -> None:
+        self.closed += 1
+
+    def __enter__(self) -> FakeTokenizer:
         return self
 
     def __exit__(self, *exc: object) -> None:

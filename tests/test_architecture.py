@@ -54,7 +54,7 @@ STAGES: dict[str, Stage] = {
     "fine_tuner": Stage(
         {"fine_tuner", "training_rows", "parity"},
         # what FineTuner is not handed it wires itself, when it is used; `python -m pipeline.fine_tuner` is the command's `finetune`
-        on_use={"backends.base_model", "backends.lora", "backends.llamacpp", "machine", "model_set", "cli"},
+        on_use={"backends.serving", "backends.lora", "backends.llamacpp", "machine", "model_set", "cli"},
     ),
     "model_set": Stage({"model_set", "examples"}),
     "inference_runner": Stage({"inference_runner"}),
@@ -79,7 +79,11 @@ BACKENDS: dict[str, set[str]] = {
     "backends.lora": {"backends.gguf", "backends.lora_model", "backends.packs"},
     "backends.lora_model": {"backends.gguf"},
     "backends.packs": set(),
+    "backends.ollama_engine": {"backends.llamacpp", "backends.llamacpp_server", "backends.ollama_server"},
+    "backends.ollama_models": {"backends.base_model", "backends.llamacpp", "backends.ollama_engine", "backends.ollama_server"},
+    "backends.ollama_server": {"machine"},
     "backends.ragas_metrics": set(),
+    "backends.serving": {"backends.base_model", "backends.llamacpp", "backends.ollama_models", "backends.ollama_server"},
 }
 
 # The order and the command: at the top only what costs little; what else they need they import when they need it.
@@ -312,4 +316,4 @@ def test_every_stage_loads_without_a_backend(at_start: set[str]) -> None:
 
 def test_finding_the_base_model_is_cheap() -> None:
     """`pipeline plan` needs its digest; it must not wait for torch."""
-    assert not loaded_by("import pipeline.backends.base_model") & (HEAVY - {"gguf"})
+    assert not loaded_by("import pipeline.backends.serving") & (HEAVY - {"gguf"})

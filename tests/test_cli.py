@@ -67,7 +67,7 @@ class FakePipeline:
 
     def __init__(self, config: PipelineConfig, *, progress: Progress = quiet, debug: bool = False, fallback: bool = True) -> None:
         self.config, self.progress, self.debug, self.fallback = config, progress, debug, fallback
-        self.until, self.force = "", False
+        self.until, self.force, self.replace = "", False, False
         type(self).made.append(self)
 
     def plan(self) -> tuple[run.StagePlan, ...]:
@@ -78,8 +78,8 @@ class FakePipeline:
             run.StagePlan("infer", "run", "finetune runs", None),
         )
 
-    def run(self, until: str = "report", *, force: bool = False) -> run.RunResult:
-        self.until, self.force = until, force
+    def run(self, until: str = "report", *, force: bool = False, replace: bool = False) -> run.RunResult:
+        self.until, self.force, self.replace = until, force, replace
         type(self).acts[-1](self)
         return result(self.config.output_path, STAGES[: STAGES.index(until) + 1], **self.outcome)
 
@@ -147,7 +147,9 @@ def test_every_command_has_help_with_an_example_that_parses(command: str, capsys
 
 
 def test_help_lists_the_commands_of_the_issue(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(COMMANDS) == ["run", "plan", "format", "finetune", "infer", "evaluate", "report", "version", "verify", "doctor"]
+    assert list(COMMANDS) == [
+        "run", "plan", "format", "finetune", "infer", "evaluate", "register", "report", "version", "verify", "doctor",
+    ]  # fmt: skip
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     out = capsys.readouterr().out
@@ -194,6 +196,19 @@ def test_settings_go_above_the_file_wherever_they_stand(fake: type[FakePipeline]
     assert cli.main(["--set", "seed=7", "plan", "--set", "train.epochs=5", "--set", "train.rank=8"]) == 0
     config = fake.made[0].config
     assert (config.seed, config.train.epochs, config.train.rank, config.project) == (7, 5, 8, "tried")
+
+
+def test_the_environment_stands_between_the_file_and_the_flags(fake: type[FakePipeline], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIPELINE_SET", "\n  seed=7\n\nmodel.name=a model.gguf\ntrain.epochs=4\n")
+    assert cli.main(["plan", "--set", "train.epochs=5"]) == 0
+    config = fake.made[0].config
+    assert (config.seed, config.model.name, config.train.epochs) == (7, "a model.gguf", 5)
+
+
+def test_register_may_replace(fake: type[FakePipeline]) -> None:
+    assert cli.main(["register"]) == 0
+    assert cli.main(["register", "--replace"]) == 0
+    assert [(made.until, made.replace) for made in fake.made] == [("register", False), ("register", True)]
 
 
 def test_absent_flags_leave_the_file_alone(fake: type[FakePipeline]) -> None:
@@ -359,7 +374,7 @@ def test_unchanged_run_is_one_line(fake: type[FakePipeline], capsys: pytest.Capt
     fake.outcome = {"unchanged": True}
     assert cli.main(["run"]) == 0
     [line] = capsys.readouterr().out.splitlines()
-    assert line.startswith("nothing changed, nothing to run: format, finetune, infer, evaluate, version, report are cached")
+    assert line.startswith("nothing changed, nothing to run: format, finetune, infer, evaluate, version, register, report are cached")
 
 
 @pytest.mark.parametrize("unchanged", [False, True])

@@ -130,6 +130,7 @@ class FakeTrainer:
 class FakeBase:
     path: Path
     facts: ModelFacts = FACTS
+    why_untrainable: str | None = None
 
 
 class Bench:

@@ -241,6 +241,13 @@ else:
 
 
 @pytest.mark.real
+def test_an_engine_that_was_asked_nothing_closes(gguf: Path) -> None:
+    """llama.cpp's loop, told to end before it has begun, would never end."""
+    program = f"from pathlib import Path\nfrom pipeline.backends.llamacpp import open_engine\nopen_engine(Path({str(gguf)!r})).close()"
+    assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
+
+
+@pytest.mark.real
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_nothing_is_printed_and_closing_frees_memory_and_threads(gguf: Path) -> None:
     done = subprocess.run([sys.executable, "-c", SILENT, str(gguf)], capture_output=True, text=True, timeout=300, check=False)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pipeline.errors import ArtifactError
 from pipeline.parity import agreement, check_parity
 from pipeline.prompts import messages_for
 from pipeline.rating_tree import RatingTree
-from pipeline.records import Message, Rating, RatingScale, Record, TokenRow
+from pipeline.records import Completion, Message, Rating, RatingScale, Record, TokenRow
 from pipeline.training_rows import answer_tree, tokenised
 from tests.fakes import FakeEngine
 
@@ -59,7 +60,13 @@ class Trained:
         path.write_bytes(b"unchanged")
 
 
-def check(folder: Path, trained: Trained | None = None, engine: LetterEngine | None = None, rows: dict[str, TokenRow] | None = None) -> Any:
+def check(
+    folder: Path,
+    trained: Trained | None = None,
+    engine: LetterEngine | None = None,
+    rows: dict[str, TokenRow] | None = None,
+    server: LetterEngine | None = None,
+) -> Any:
     engine = engine or LetterEngine()
     trained = trained or Trained()
     found = tokenised(RECORDS, LetterEngine(), SCALE, max_tokens=1000, context_tokens=1000)
@@ -74,7 +81,46 @@ def check(folder: Path, trained: Trained | None = None, engine: LetterEngine | N
         base=folder / "base.gguf",
         output_dir=folder,
         open_engine=lambda model, *, adapter=None, context_tokens=0: engine,
+        serve=(lambda model: server) if server else None,
     )
+
+
+class OtherTemplate(LetterEngine):
+    """A server that puts a system text of its own before every chat."""
+
+    def render(self, messages: Sequence[Message]) -> str:
+        return "<system>Be kind.\n" + super().render(messages)
+
+
+class DoubledStart(LetterEngine):
+    """A server that reads one token more than it was sent."""
+
+    def complete(self, *arguments: Any, **settings: Any) -> Iterator[Completion]:
+        for done in super().complete(*arguments, **settings):
+            yield dataclasses.replace(done, prompt_tokens=done.prompt_tokens + 1)
+
+
+def test_a_server_is_checked_beside_the_files(tmp_path: Path) -> None:
+    assert "served" not in check(tmp_path)
+    served = check(tmp_path, server=LetterEngine())["served"]
+    assert served["agreement"] == 1.0
+    assert (served["prompt_ids_differ"], served["prompt_lengths_differ"], served["prompt_diff"]) == ([], [], [])
+
+
+def test_prompts_of_a_server_that_differ_are_shown_without_a_record(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError) as caught:
+        check(tmp_path, server=OtherTemplate())
+    said = str(caught.value)
+    assert "served: the prompt's token ids differ from those trained on in 10 rows" in said
+    assert " <user>To be, or not to be?<assistant>" in said
+    assert "+<system>Be kind." in said
+    assert "text 1" not in said
+    assert caught.value.exit_code == 4
+
+
+def test_a_server_that_reads_other_tokens_is_found_by_their_number(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="served: it read another number of prompt tokens than was trained on in 8 rows"):
+        check(tmp_path, server=DoubledStart())
 
 
 def test_near_ties_are_counted_apart() -> None:

@@ -72,7 +72,7 @@ def test_command_lines_are_understood() -> None:
 
 def test_options_that_are_named_exist() -> None:
     known = set(re.findall(r"--[a-z][a-z-]+", "".join(_help_of_all())))
-    others = {"--require-hashes", "--no-deps"}  # pip's
+    others = {"--require-hashes", "--no-deps", "--rm", "--build", "--profile", "--exit-code-from"}  # pip's, Docker Compose's
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) - others <= known
 
 

@@ -13,9 +13,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 
 from pipeline.config import load_config
-from pipeline.errors import ArtifactError, ConfigError, OutputError
+from pipeline.errors import ArtifactError, ConfigError, OutputError, UserError
+from pipeline.ports import Kept
 from pipeline.run import STAGES, Pipeline, RunResult
 from tests.test_fine_tuner import FakeTrainer, LetterEngine
 
@@ -62,6 +64,114 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     stand_in("lora", LoraTrainer=lambda: made.trainer)
     stand_in("ragas_metrics", RagasScorer=lambda: same_words, embed=None)
     return made
+
+
+class FakeServing:
+    """A server that keeps models, beside the engine of this process; its answers are the fake engine's."""
+
+    name, facts = "ollama", {"engine": "ollama", "ollama": "0.34.2"}
+
+    def __init__(self, job: Job, *, manner: str | None = None, unsteady: int = 0) -> None:
+        self.job, self.way, self.unsteady = job, manner, unsteady
+        self.kept: dict[str, str] = {}
+        self.served: list[Path | None] = []
+        self.verified: list[bool] = []
+
+    def find(self, name: str, *, root: Path, allow_download: bool, verify: bool, progress: Any = None) -> Any:
+        from pipeline.backends.base_model import resolve
+
+        self.verified.append(verify)
+        return resolve(name, root=root)
+
+    def manner(self, base: Any) -> str | None:
+        return self.way
+
+    def on_file(self, base: Any) -> Any:
+        return self.job.open_engine
+
+    def served_apart(self) -> bool:
+        return True
+
+    def serve(self, base: Any, model: Path | None = None) -> LetterEngine:
+        self.served.append(model)
+        engine = LetterEngine()
+        engine.name = "ollama"
+        if model is not None and sum(path is not None for path in self.served) > 2 and self.unsteady:  # the third time it is asked again
+            engine.respond = lambda prompt: "{}"
+        self.job.engines.append(engine)
+        return engine
+
+    def keep(self, name: str, base: Any, model: Path | dict[str, Any], *, replace: bool = False) -> Kept:
+        if name in self.kept and self.kept[name] != str(model) and not replace:
+            raise UserError(f"another model called {name}", hint="--replace")
+        changed, self.kept[name] = self.kept.get(name) != str(model), str(model)
+        return Kept(name, "sha256:1", changed)
+
+    def has(self, name: str, digest: str) -> bool:
+        return name in self.kept
+
+
+def served_by(serving: FakeServing, pipeline: Pipeline) -> Pipeline:
+    vars(pipeline)["_serving"] = serving
+    return pipeline
+
+
+def test_a_server_answers_and_keeps_the_model(job: Job) -> None:
+    serving = FakeServing(job)
+    result = served_by(serving, job.pipeline()).run()
+    assert list(serving.kept) == [result.versions["model"]]
+    made = json.loads((job.folder / "outputs" / "fine_tuning_metadata.json").read_text())
+    assert made["validation"]["served"]["agreement"] == 1.0
+    lines = [json.loads(line) for line in (job.folder / "outputs" / "outputs.jsonl").read_text().splitlines()]
+    assert {line["engine"] for line in lines} == {"ollama"}
+    assert True in serving.verified  # before training
+    assert served_by(serving, job.pipeline()).run().unchanged
+    card = yaml.safe_load((job.folder / "metadata" / "versions" / "model-0001.yaml").read_text())
+    assert "0.34.2" in json.dumps(card)
+
+
+def test_answers_are_asked_for_again(job: Job) -> None:
+    served_by(FakeServing(job, unsteady=1), job.pipeline()).run()
+    notes = json.loads((job.folder / "outputs" / "scores.json").read_text())["notes"]
+    assert "Asked again, fine_tuned gave another rating in 50 of 50 rows, and another text in 50" in notes[-1]
+
+
+def test_a_model_that_vanished_is_registered_again(job: Job) -> None:
+    serving = FakeServing(job)
+    served_by(serving, job.pipeline()).run()
+    serving.kept.clear()
+    again = served_by(serving, job.pipeline())
+    assert next(plan for plan in again.plan() if plan.stage == "register").why == "0001-model-1.0.0.0 is not registered any more"
+    assert ran(again.run())[0] == "register"
+    assert list(serving.kept) == ["0001-model-1.0.0.0"]
+
+
+def test_a_name_that_is_taken_stops_at_the_end_and_nothing_is_lost(job: Job) -> None:
+    serving = FakeServing(job)
+    serving.kept["0001-model-1.0.0.0"] = "somebody else's"
+    with pytest.raises(UserError, match="another model"):
+        served_by(serving, job.pipeline()).run()
+    assert (job.folder / "metadata" / "model_card.yaml").is_file()
+    assert ran(served_by(serving, job.pipeline()).run(replace=True)) == ["register", "report"]
+
+
+def test_another_way_to_put_chats_into_words_trains_anew(job: Job) -> None:
+    served_by(FakeServing(job), job.pipeline()).run()
+    assert "finetune" in ran(served_by(FakeServing(job, manner="sha256:other"), job.pipeline()).run())
+
+
+def test_a_model_set_is_registered_too(job: Job) -> None:
+    serving = FakeServing(job)
+    served_by(serving, job.pipeline("model_set.compare=true")).run()
+    assert list(serving.kept) == ["0001-model-1.0.0.0", "0001-model-1.0.0.0:model-set"]
+    alone = FakeServing(job)
+    served_by(alone, job.pipeline("train.enabled=false")).run()
+    assert list(alone.kept) == ["0002-model-1.0.1.0"]
+
+
+def test_without_a_server_nothing_is_registered(job: Job) -> None:
+    outcome = next(outcome for outcome in job.run().stages if outcome.stage == "register")
+    assert outcome.summary == "no server to keep models"
 
 
 def ran(result: RunResult) -> list[str]:
@@ -117,8 +227,8 @@ def test_no_test_row_is_trained_on(job: Job) -> None:
 def test_a_setting_runs_what_depends_on_it(job: Job, setting: str, stages: set[str], new: set[str]) -> None:
     before = job.run().versions
     result = job.run(setting)
-    assert stages <= set(ran(result)) | {"report"}
-    assert set(ran(result)) <= stages | {"version", "report"}
+    assert stages <= set(ran(result)) | {"report", "register"}
+    assert set(ran(result)) <= stages | {"version", "register", "report"}
     assert {kind for kind in before if result.versions[kind][:4] != before[kind][:4]} == new
     assert job.run(setting).unchanged
 

