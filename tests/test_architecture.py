@@ -79,11 +79,25 @@ BACKENDS: dict[str, set[str]] = {
     "backends.lora": {"backends.gguf", "backends.lora_model", "backends.packs"},
     "backends.lora_model": {"backends.gguf"},
     "backends.packs": set(),
-    "backends.ollama_engine": {"backends.llamacpp", "backends.llamacpp_server", "backends.ollama_server"},
-    "backends.ollama_models": {"backends.base_model", "backends.llamacpp", "backends.ollama_engine", "backends.ollama_server"},
-    "backends.ollama_server": {"machine"},
+    "backends.ollama_engine": {"backends.llamacpp", "backends.llamacpp_server", "backends.ollama_server", "backends.ollama_wire"},
+    "backends.ollama_models": {"backends.base_model", "backends.ollama_server", "backends.ollama_wire"},
+    "backends.ollama_server": {"backends.ollama_wire", "machine"},
+    "backends.ollama_serving": {
+        "backends.base_model",
+        "backends.llamacpp",
+        "backends.ollama_engine",
+        "backends.ollama_models",
+        "backends.ollama_server",
+    },
+    "backends.ollama_wire": set(),
     "backends.ragas_metrics": set(),
-    "backends.serving": {"backends.base_model", "backends.llamacpp", "backends.ollama_models", "backends.ollama_server"},
+    "backends.serving": {
+        "backends.base_model",
+        "backends.llamacpp",
+        "backends.ollama_models",
+        "backends.ollama_server",
+        "backends.ollama_serving",
+    },
 }
 
 # The order and the command: at the top only what costs little; what else they need they import when they need it.

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.backends.ollama_engine import FAILED_IN_A_ROW, TOP, UNLISTED, OllamaEngine, _Unlisted, shares
-from pipeline.backends.ollama_server import OllamaServer, Patience
+from pipeline.backends.ollama_server import OllamaServer
+from pipeline.backends.ollama_wire import Patience
 from pipeline.config import GenerateConfig
 from pipeline.errors import EngineError
 from pipeline.prompts import ANSWER_OPENING, answer_schema, answer_text, parse_answer

@@ -11,19 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.backends import ollama_models
+from pipeline.backends import ollama_serving
 from pipeline.backends.base_model import resolve
-from pipeline.backends.ollama_models import (
-    _MARK,
-    OllamaServing,
-    ServedModel,
-    _license,
-    default_system,
-    find,
-    may_be_name,
-    working_name,
-)
-from pipeline.backends.ollama_server import OllamaServer, Patience
+from pipeline.backends.ollama_models import ServedModel, _license, find, may_be_name
+from pipeline.backends.ollama_server import OllamaServer
+from pipeline.backends.ollama_serving import _MARK, OllamaServing, default_system, working_name
+from pipeline.backends.ollama_wire import Patience
 from pipeline.config import GenerateConfig
 from pipeline.errors import ArtifactError, EngineError, ModelNotFoundError, PipelineError, UserError
 from pipeline.records import Message, Prompt, Rating, RatingScale
@@ -274,7 +267,7 @@ class Desk:
 def desk(server: OllamaServer, ollama: ScriptedOllama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
     (tmp_path / "files").mkdir()
     made = Desk(server, ollama, tmp_path / "files")
-    monkeypatch.setattr(ollama_models, "open_engine", made.open_engine)
+    monkeypatch.setattr(ollama_serving, "open_engine", made.open_engine)
     return made
 
 
@@ -333,12 +326,16 @@ def test_engines_in_this_process_read_what_the_server_would(desk: Desk) -> None:
     assert path == desk.tuned
     assert render(HELLO) == "<system>Be brief.<user>hello<assistant>"
     assert desk.ollama.bodies("/api/chat")[-1]["keep_alive"] == "10s"
+    asked = len(desk.ollama.asked)
+    assert render(HELLO).endswith("hello<assistant>")
+    assert len(desk.ollama.asked) == asked  # each chat is rendered once
+    other = [Message("user", "other")]
     desk.ollama.fail("/api/chat", lines({"message": {"content": "hi"}, "done": True}))
     with pytest.raises(EngineError, match=r"Ollama 0\.34\.2 does not say how it renders a prompt"):
-        render(HELLO)
+        render(other)
     del desk.ollama.models["small:1b"]
     with pytest.raises(EngineError, match="small:1b: was deleted from the Ollama server"):
-        render(HELLO)
+        render(other)
 
 
 def test_a_base_of_the_servers_own(desk: Desk) -> None:

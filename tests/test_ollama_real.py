@@ -14,8 +14,10 @@ import pytest
 
 from pipeline.backends.base_model import FoundModel, resolve
 from pipeline.backends.llamacpp import LlamaCppEngine, open_engine
-from pipeline.backends.ollama_models import OllamaServing, find, working_name
-from pipeline.backends.ollama_server import OllamaServer, Patience
+from pipeline.backends.ollama_models import find
+from pipeline.backends.ollama_server import OllamaServer
+from pipeline.backends.ollama_serving import OllamaServing, working_name
+from pipeline.backends.ollama_wire import Patience
 from pipeline.config import GenerateConfig
 from pipeline.errors import EngineError, ModelNotFoundError
 from pipeline.inference_runner import SystemRun, read_answers, run_inference

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.backends.ollama_server import OllamaServer, Patience, Refusal, go_template, parameters_of
+from pipeline.backends.ollama_server import OllamaServer, go_template, parameters_of
+from pipeline.backends.ollama_wire import Patience, Refusal
 from pipeline.errors import ArtifactError, EngineError, ModelNotFoundError, PipelineError
 from pipeline.records import Message
 from pipeline.store import digest_file
@@ -139,7 +140,7 @@ def test_a_server_that_is_there_is_used_patiently(ollama: ScriptedOllama) -> Non
     server = OllamaServer.if_there(ollama.address)
     assert server is not None
     with server:
-        assert server.patience == Patience()
+        assert server.wire.patience == Patience()
 
 
 # --- tried again, or not ---------------------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from pipeline.backends import llamacpp
-from pipeline.backends.ollama_models import OllamaServing, ServedModel
+from pipeline.backends.ollama_models import ServedModel
 from pipeline.backends.ollama_server import OllamaServer
+from pipeline.backends.ollama_serving import OllamaServing
 from pipeline.backends.serving import EmbeddedServing, open_serving
 from pipeline.errors import EngineError, ModelNotFoundError, UserError
 from pipeline.ports import Serving
@@ -44,7 +45,7 @@ def closing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(OllamaServer, "__init__", remember)
     yield
     for server in opened:
-        if hasattr(server, "_http"):
+        if hasattr(server, "wire"):
             server.close()
 
 
@@ -63,7 +64,7 @@ def test_what_is_asked_for_is_taken(ollama: ScriptedOllama) -> None:
 def test_no_server_there(ollama: ScriptedOllama, monkeypatch: pytest.MonkeyPatch) -> None:
     ollama.stop()
     assert isinstance(open_serving("auto"), EmbeddedServing)
-    monkeypatch.setattr("pipeline.backends.ollama_server.time.sleep", lambda _: None)
+    monkeypatch.setattr("pipeline.backends.ollama_wire.time.sleep", lambda _: None)
     with pytest.raises(EngineError, match="no Ollama server answers") as caught:
         open_serving("ollama")
     assert "model.engine: embedded" in caught.value.hint
@@ -133,7 +134,7 @@ def test_the_embedded_engine_finds_what_a_server_has(ollama: ScriptedOllama, tmp
 
 
 def test_a_server_that_fails_while_it_is_asked(ollama: ScriptedOllama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.backends.ollama_server.time.sleep", lambda _: None)
+    monkeypatch.setattr("pipeline.backends.ollama_wire.time.sleep", lambda _: None)
     ollama.fail("/api/show", *[says(500, "it went wrong")] * 3)
     with pytest.raises(EngineError, match="it went wrong"):
         EmbeddedServing().find("small:1b", root=tmp_path)

@@ -17,7 +17,8 @@ from typing import Any
 
 from pipeline.backends.llamacpp import LlamaCppEngine
 from pipeline.backends.llamacpp_server import SEED, side_by_side
-from pipeline.backends.ollama_server import UNCUT, OllamaServer, Refusal
+from pipeline.backends.ollama_server import UNCUT, OllamaServer
+from pipeline.backends.ollama_wire import Refusal
 from pipeline.config import GenerateConfig
 from pipeline.errors import EngineError
 from pipeline.prompts import answer_schema, rating_of

@@ -19,8 +19,8 @@ def open_serving(engine: Literal["embedded", "ollama", "auto"], *, pull: bool = 
     """
     if engine == "embedded":
         return EmbeddedServing()
-    from pipeline.backends.ollama_models import OllamaServing
     from pipeline.backends.ollama_server import OllamaServer
+    from pipeline.backends.ollama_serving import OllamaServing
 
     server = OllamaServer() if engine == "ollama" else OllamaServer.if_there()
     return OllamaServing(server, pull=pull) if server else EmbeddedServing()

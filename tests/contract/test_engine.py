@@ -40,8 +40,8 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
         return
     if request.param == "ollama":
         from pipeline.backends.base_model import resolve
-        from pipeline.backends.ollama_models import OllamaServing
         from pipeline.backends.ollama_server import OllamaServer
+        from pipeline.backends.ollama_serving import OllamaServing
         from pipeline.machine import EMBEDDED_NAME
 
         address = request.getfixturevalue("real_ollama").address
