@@ -29,7 +29,7 @@ from pipeline.formatter_promptbuilder import read_formatted
 from pipeline.inference_runner import read_answers
 from pipeline.ports import BaseModel, Engine, Serving
 from pipeline.prompts import answer_schema, messages_for, parse_answer
-from pipeline.records import Prompt, RatingScale
+from pipeline.records import Answer, Prompt, RatingScale
 from pipeline.run import STAGES
 from pipeline.store import RunFolder
 
@@ -75,10 +75,27 @@ def agreement(config: PipelineConfig, serving: Serving, base: BaseModel, prompts
             started = time.perf_counter()
             done = list(engine.complete(asked, scale, config.generate, max_prompt_tokens=config.prompt.max_tokens))
             seconds = time.perf_counter() - started
-        same = sum(parse_answer(c.text, c.finish, scale)[0] == served[c.record_id].label for c in done)
+        other = [served[c.record_id] for c in done if parse_answer(c.text, c.finish, scale)[0] != served[c.record_id].label]
         lengths = sum(c.prompt_tokens == served[c.record_id].prompt_tokens for c in done)
-        print(f"{system}: {same} of {len(done)} ratings as the server's, {lengths} prompts of the same length", end="; ")
-        print(f"embedded {len(done) / seconds:.2f} rows/s")
+        n, same = len(done), len(done) - len(other)
+        print(f"{system}: {same} of {n} ratings as the server's ({100 * same / n:.1f} %), {lengths} prompts of the same length")
+        gaps, among = [margin(answer) for answer in served.values()], [margin(answer) for answer in other]
+        print(f"  from the server's likeliest rating to the next: median {middle(gaps)} of all, {middle(among)} where the engines differ")
+        near, near_among = (sum(gap is not None and gap < 0.1 for gap in some) for some in (gaps, among))
+        print(f"  below 0.1: {near} of {n}, {near_among} of the {len(among)} that differ; embedded {n / seconds:.2f} rows/s")
+
+
+def margin(answer: Answer) -> float | None:
+    """How far the likeliest rating lies before the next; None where the server does not list it."""
+    if answer.probabilities is None:
+        return None
+    first, second = sorted(answer.probabilities.values(), reverse=True)[:2]
+    return first - second
+
+
+def middle(gaps: Sequence[float | None]) -> str:
+    known = [gap for gap in gaps if gap is not None]
+    return f"{statistics.median(known):.2f}" if known else "unknown"
 
 
 def share(folder: RunFolder) -> None:
@@ -95,7 +112,7 @@ def share(folder: RunFolder) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path("pipeline.yaml"), help="of a run that is finished")
-    parser.add_argument("--rows", type=int, default=40, help="for speed; agreement takes all test rows")
+    parser.add_argument("--rows", type=int, default=40, help="for speed (0: not measured); agreement takes all test rows")
     parser.add_argument("--rounds", type=int, default=3)
     chosen = parser.parse_args()
     config = load_config(chosen.config, ["model.engine=ollama", *filter(None, os.environ.get("PIPELINE_SET", "").splitlines())])
@@ -107,8 +124,9 @@ def main() -> None:
     base = serving.find(config.model.name, root=config.root, allow_download=False, verify=False)
     print(f"machine: {machine()}; Ollama {serving.facts['ollama']}, slots {os.environ.get('OLLAMA_NUM_PARALLEL', '1')}")
     share(RunFolder(config.output_path))
-    with serving.serve(base, config.output_path / "fine_tuned_model.gguf") as engine:
-        rates(config, engine, getattr(engine, "model", ""), prompts[: chosen.rows], chosen.rounds)
+    if chosen.rows:
+        with serving.serve(base, config.output_path / "fine_tuned_model.gguf") as engine:
+            rates(config, engine, getattr(engine, "model", ""), prompts[: chosen.rows], chosen.rounds)
     agreement(config, serving, base, prompts)
 
 
