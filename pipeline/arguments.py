@@ -13,7 +13,7 @@ from typing import NoReturn
 from pipeline import __version__
 from pipeline.errors import UserError
 
-STAGES = ("format", "finetune", "infer", "evaluate", "version", "register", "report")  # those of run.py, which loads too much for a --help
+STAGES = ("format", "finetune", "infer", "evaluate", "version", "report", "register")  # those of run.py, which loads too much for a --help
 
 
 class UsageError(UserError):
@@ -31,7 +31,7 @@ class Command:
 
 COMMANDS = {
     "run": Command(
-        "do the whole job: format, finetune, infer, evaluate, version, register, report",
+        "do the whole job: format, finetune, infer, evaluate, version, report, register",
         "Does the whole job and ends with a verdict: formats the rated table, fine-tunes the model (or makes a model set where that can't "
         "be), lets every system answer the test rows, scores the answers, allocates versions, writes the cards and the report. Stages "
         "whose inputs did not change are not run again; an interrupted run goes on where it stopped. "
@@ -86,7 +86,8 @@ COMMANDS = {
     "register": Command(
         "what was made -> a model of the Ollama server",
         "Keeps the fine-tuned model (or the model set) on the Ollama server under its version's name, so that others can call it. With "
-        "model.engine: embedded there is no server and nothing happens. The stages before it are run when they are due.",
+        "model.engine: embedded there is no server and nothing happens. The stages before it are run when they are due: what another "
+        "engine answered is asked of the server first.",
         (
             ("pipeline register", "register it again after it was deleted from the server"),
             ("pipeline register --replace", "also where the server has another model of that name"),

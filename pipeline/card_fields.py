@@ -174,19 +174,17 @@ def _pair(pair: Comparison) -> Card:
     return {name: figures(getattr(pair, name)) for name in ("a", "b", "n", "difference", "p_value", "p_holm", "verdict", "words")}
 
 
-def how_to_run(config: PipelineConfig, version: Mapping[str, Any], method: str) -> Card:
-    if method == "model_set":
-        return {
-            "here": "pipeline infer",
-            "ollama": ["pipeline register --set model.engine=ollama", f"ollama run {version['name']}"],
-            "elsewhere": "send the messages and options of model_set_config.json to the base model",
-        }
+def how_to_run(config: PipelineConfig, version: Mapping[str, Any], method: str, facts: ModelFacts | None) -> Card:
     # a plain `ollama create` on the file would take a template of its own guessing
     registered = [] if config.model.engine == "ollama" else ["pipeline register --set model.engine=ollama"]
+    ollama = [*registered, f"ollama run {version['name']}"]
+    if method == "model_set":
+        elsewhere = "send the messages and options of model_set_config.json to the base model"
+        return {"here": "pipeline infer", **({"ollama": ollama} if facts else {}), "elsewhere": elsewhere}
     return {
         "here": "pipeline infer",
         "llama.cpp": "llama-server --model fine_tuned_model.gguf",
-        "ollama": [*registered, f"ollama run {version['name']}"],
+        "ollama": ollama,
         "prompt": "one user message, as in the prompt column of formatted_dataset.csv; the answer is one JSON object: rating, rationale",
     }
 

@@ -141,7 +141,7 @@ def model_card(
         "metrics": metrics_table(evaluation, scores),
         "validation": to_plain(validation or {}),
         "lineage": {**version["lineage"], **(lineage or {})},
-        "how_to_run": how_to_run(config, version, method),
+        "how_to_run": how_to_run(config, version, method, facts),
         "unknown": unknown_of_model(facts, evaluation, scores),
         "versions": last_versions(history),
     }

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pipeline.run import Pipeline
     from pipeline.terminal import Part
 
-UNTIL = {"run": "report"} | {stage: stage for stage in ("format", "finetune", "infer", "evaluate", "register", "report")}
+UNTIL = {"run": "register"} | {stage: stage for stage in ("format", "finetune", "infer", "evaluate", "register", "report")}
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,8 @@ def _config_if_any(args: Namespace) -> PipelineConfig | None:
 
     if "config" in args or Path(DEFAULT_FILE).exists():
         return _config(args)
-    return replace(load_config(os.devnull, args.overrides), root=Path()) if args.overrides else None
+    overrides = [*_environment_overrides(), *args.overrides]
+    return replace(load_config(os.devnull, overrides), root=Path()) if overrides else None
 
 
 def _flag_settings(args: Namespace, root: Path = Path()) -> dict[str, Any]:

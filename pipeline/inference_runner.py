@@ -26,7 +26,7 @@ from pipeline.prompts import parse_answer
 from pipeline.records import Answer, Completion, Prompt, RatingScale, Record, fingerprint, to_plain
 from pipeline.store import explained
 
-ANSWERS_VERSION = 1  # part of every generate key: raise it when answers to the same question come out differently
+ANSWERS_VERSION = 2  # part of every generate key: raise it when answers to the same question come out differently
 AGAIN_ROWS = 50  # rows that a server is asked twice
 SYNC_ROWS = 20  # rows that a power cut may cost
 
@@ -164,8 +164,9 @@ def ask_again(
     max_prompt_tokens: int,
     through: str = "embedded",
     progress: Progress = quiet,
-) -> Flips:
-    """Asks one system the first 50 of its prompts that have an answer once more and counts what differs. `outputs` stays as it is.
+) -> Flips | None:
+    """Asks one system the first 50 of its prompts that have an answer once more and counts what differs, rows that fail now left out;
+    None where none can be compared. `outputs` stays as it is.
 
     Raises:
         EngineError: the engine failed as a whole. ArtifactError: `outputs` is damaged.
@@ -175,15 +176,18 @@ def ask_again(
         a.record_id: a for a in read_answers(outputs, record_ids=[p.record_id for p in asked], systems=[run.system]) if a.error != "failed"
     }
     asked = [prompt for prompt in asked if prompt.record_id in before]
-    ratings = answers = rows = 0
+    ratings = answers = rows = compared = 0
     with run.open() as engine:
         for completion in engine.complete(asked, scale, generate, max_prompt_tokens=max_prompt_tokens):
             progress("inference", rows := rows + 1, len(asked), f"{run.system}, asked again")
+            if completion.finish == "failed":
+                continue
+            compared += 1
             label, _, _ = parse_answer(completion.text, completion.finish, scale)
             old = before[completion.record_id]
             ratings += label != old.label
             answers += _whole(completion.text) != old.response
-    return Flips(run.system, rows, ratings, answers)
+    return Flips(run.system, compared, ratings, answers) if compared else None
 
 
 def generate_key(scale: RatingScale, generate: GenerateConfig, max_prompt_tokens: int, through: str = "embedded") -> str:

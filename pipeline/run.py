@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from pipeline.records import Answer, DataQuality, Evaluation, TrainingResult
     from pipeline.versions import Allocation
 
-STAGES = ("format", "finetune", "infer", "evaluate", "version", "register", "report")
+STAGES = ("format", "finetune", "infer", "evaluate", "version", "report", "register")
 # Part of each stage's key: raise one when its stage gives something else for the same inputs.
-STAGE_VERSIONS = {"format": 1, "finetune": 1, "infer": 1, "evaluate": 1, "version": 1, "register": 1, "report": 1}
+STAGE_VERSIONS = {"format": 1, "finetune": 1, "infer": 2, "evaluate": 1, "version": 2, "report": 1, "register": 1}
 KINDS = ("dataset", "model", "run")
 
 logger = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class Pipeline:
     def run(self, until: str = STAGES[-1], *, force: bool = False, replace: bool = False) -> RunResult:
         """Runs what is not cached, up to and including `until`. `replace`: a server's model of the version's name may be replaced."""
         self._check_gates()
-        self._may_download, self._may_replace = True, replace
+        self._may_download, self._may_replace, self._base_missing = True, replace, False
         started = datetime.now(UTC)
         outcomes: list[StageOutcome] = []
         with self._alone():
@@ -129,18 +129,18 @@ class Pipeline:
             ],
             "infer": lambda: [
                 self._facts("format").get("test"), self.scale.labels, self._systems(), config.generate, config.prompt.max_tokens,
-                *([self._serving.name] if self._serving.served_apart() else []),
+                *([self._through()] if self._serving.served_apart() else []),
             ],
             "evaluate": lambda: [
                 self._digest("infer", "outputs.jsonl"), self._digest("format", "formatted_dataset.csv"), self.scale, self._systems(),
-                self._primary(), config.evaluate, config.seed,
+                self._primary(), config.evaluate, config.seed, *([flips] if (flips := self._facts("infer").get("flips")) else []),
             ],
             "version": lambda: [
                 [planned.key for planned in self._allocations(provisional=False).values()], self._found(), self._allocates(),
                 config.project, config.dataset.license, config.dataset.language, config.publish,
             ],
             "register": lambda: [
-                self._serving.name, self._facts("version").get("versions"), self._facts("version").get("recorded"), self._systems(),
+                self._through(), self._facts("version").get("versions"), self._facts("version").get("recorded"), self._systems(),
             ],
             "report": lambda: [
                 self._found(), self._digest("format", "formatted_dataset.csv"), self._facts("version").get("versions"), self._settings(),
@@ -224,7 +224,13 @@ class Pipeline:
         if self._base is None and not self._base_missing:
             try:
                 self._base = self._base_of_name(verify=False)
-            except ModelNotFoundError:
+            except ModelNotFoundError as error:
+                made = self._facts("finetune")
+                if made.get("base") == self.config.model.name and made.get("models", {}).get("base"):
+                    # it was here when these results were made: to make others without it would throw them away
+                    raise ModelNotFoundError(
+                        f"{error}; it was there before", hint=f"{error.hint}; or name another output_dir to go on without it"
+                    ) from error
                 self._base_missing = True
         return self._base
 
@@ -233,6 +239,10 @@ class Pipeline:
             self.config.model.name, root=self.config.root, allow_download=self._may_download, verify=verify, progress=self.progress
         )
 
+    def _through(self) -> str:
+        """What answers come through, as far as it decides them."""
+        return " ".join([self._serving.name, *self._manner()])
+
     def _manner(self) -> list[str]:
         """How a server puts chats with the base into words, where that is not as the base's file says."""
         base = self._find_base()
@@ -240,8 +250,12 @@ class Pipeline:
         return [manner] if manner else []
 
     def _fallback_refused(self) -> str | None:
-        refused = not self.fallback and self._facts("finetune").get("approach") == "model_set"
-        return "a model set was made, and the fallback is off now" if refused else None
+        made = self._facts("finetune")
+        if not self.fallback and made.get("approach") == "model_set":
+            return "a model set was made, and the fallback is off now"
+        if made.get("approach") == "fine_tuning" and self._serving.served_apart() and not made.get("served"):
+            return "what the server answers was not compared with the trained model"  # training itself goes on from its checkpoint
+        return None
 
     def _wants_model_set(self) -> bool:
         return self.config.model_set.compare or "model_set" in self.config.evaluate.systems
@@ -324,7 +338,8 @@ class Pipeline:
                 files.append("model_set_config.json")
         if "model_set_config.json" in files and base:
             models["model_set"] = self._model_set().model_digest
-        return files, {"approach": made["approach"], "models": models, "summary": _summary_of_tuning(made)}
+        facts = {"approach": made["approach"], "models": models, "served": "served" in made["validation"], "base": self.config.model.name}
+        return files, {**facts, "summary": _summary_of_tuning(made)}
 
     def _infer(self) -> tuple[list[str], dict[str, Any]]:
         from pipeline.inference_runner import SystemRun, run_inference
@@ -336,7 +351,7 @@ class Pipeline:
         ]
         asked: dict[str, Any] = {
             "scale": self.scale, "generate": self.config.generate, "max_prompt_tokens": self.config.prompt.max_tokens,
-            "through": self._serving.name, "progress": self.progress,
+            "through": self._through(), "progress": self.progress,
         }  # fmt: skip
         counts = run_inference(runs, self.folder / "outputs.jsonl", **asked)
         flips = self._flips(runs, asked)
@@ -406,8 +421,10 @@ class Pipeline:
     def _register(self) -> tuple[list[str], dict[str, Any]]:
         """Keeps what was made under its version's name, where a server can."""
         name, base = self._facts("version")["versions"]["model"], self._find_base()
-        if not self._serving.served_apart() or base is None:
+        if not self._serving.served_apart():
             return [], {"kept": [], "summary": "no server to keep models"}
+        if base is None:
+            return [], {"kept": [], "summary": "nothing to register: the base model was not found"}
         if not self._facts("version").get("recorded"):
             return [], {"kept": [], "summary": "provisional versions are not registered"}
         made: list[Any] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +28,9 @@ def default_branch_state(root: Path, environ: Mapping[str, str] = os.environ) ->
     """
     inside = _git(root, "rev-parse", "--is-inside-work-tree")
     if inside != "true":
-        return BranchState(False, None, True)
+        # a repository that can't be read from here (a worktree whose main folder is not mounted, say) is no reason to allocate
+        unread = inside is None and (root / ".git").exists() and shutil.which("git") is not None
+        return BranchState(unread, None, not unread)
     branch: str | None = _git(root, "symbolic-ref", "--quiet", "--short", "HEAD") or _branch_of_workflow(environ)
     default: str | None = (_git(root, "symbolic-ref", "--quiet", "--short", "refs/remotes/origin/HEAD") or "").removeprefix("origin/")
     default = default or _default_of_workflow(environ)

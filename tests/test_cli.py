@@ -181,7 +181,7 @@ def test_version_of_the_program(capsys: pytest.CaptureFixture[str]) -> None:
 def test_stage_commands_run_until_their_stage(fake: type[FakePipeline]) -> None:
     for command in ("run", "format", "finetune", "infer", "evaluate", "report"):
         assert cli.main([command]) == 0
-    assert [made.until for made in fake.made] == ["report", "format", "finetune", "infer", "evaluate", "report"]
+    assert [made.until for made in fake.made] == ["register", "format", "finetune", "infer", "evaluate", "report"]
 
 
 def test_options_of_run(fake: type[FakePipeline]) -> None:
@@ -189,7 +189,7 @@ def test_options_of_run(fake: type[FakePipeline]) -> None:
     assert cli.main(["run"]) == 0
     first, second = fake.made
     assert (first.force, first.fallback, first.until, first.debug) == (True, False, "infer", True)
-    assert (second.force, second.fallback, second.until, second.debug) == (False, True, "report", False)
+    assert (second.force, second.fallback, second.until, second.debug) == (False, True, "register", False)
 
 
 def test_settings_go_above_the_file_wherever_they_stand(fake: type[FakePipeline]) -> None:
@@ -374,7 +374,7 @@ def test_unchanged_run_is_one_line(fake: type[FakePipeline], capsys: pytest.Capt
     fake.outcome = {"unchanged": True}
     assert cli.main(["run"]) == 0
     [line] = capsys.readouterr().out.splitlines()
-    assert line.startswith("nothing changed, nothing to run: format, finetune, infer, evaluate, version, register, report are cached")
+    assert line.startswith("nothing changed, nothing to run: format, finetune, infer, evaluate, version, report, register are cached")
 
 
 @pytest.mark.parametrize("unchanged", [False, True])

@@ -173,13 +173,13 @@ def test_what_may_pass_is_asked_again(server: OllamaServer, ollama: ScriptedOlla
         (page(502), r"stays busy or out of reach \(HTTP 502\)", "log", 5),
         (drops, "broke off", "it goes on from here", 5),
         (plain(200, '{"error": "it went wrong"}'), "Ollama failed: it went wrong", "log", 3),
-        (page(200), "is not an Ollama server, or a broken one: an HTML page", "NO_PROXY", 3),
+        (page(200), "is not an Ollama server, or a broken one: an HTML page", "a proxy in front", 3),
         (plain(200, "nonsense"), "or a broken one: 8 characters that are no JSON", "OLLAMA_HOST", 3),
         (plain(200, "[" * 100_000), "100000 characters that are no JSON", "OLLAMA_HOST", 3),
         (plain(200, "[1]"), "a JSON list instead of an object", "OLLAMA_HOST", 3),
         (plain(302, "{}"), "or a broken one: HTTP 302", "OLLAMA_HOST", 3),
         (says(400, "invalid format"), r"Ollama refused the request \(HTTP 400\): invalid format", "", 1),
-        (page(403), r"refused the request \(HTTP 403\): no reason given", "NO_PROXY", 1),
+        (page(403), r"refused the request \(HTTP 403\): no reason given", "a proxy in front", 1),
         (says(404, "model 'm' not found"), "m: was deleted from the Ollama server meanwhile", "run again", 1),
         (says(500, "prediction aborted, token repeat limit reached"), "token repeat limit", "", 1),
         (says(500, "write /x: no space left on device"), "the disk of the Ollama server at .* is full", "free some space", 1),
@@ -295,6 +295,7 @@ def test_a_model_as_it_is_served(server: OllamaServer, ollama: ScriptedOllama) -
     assert found.messages[1] == {"role": "assistant", "content": "a"}
     assert found.manner == {
         "template": DETECTED, "system": "Be brief.", "messages": found.messages, "renderer": "qwen3", "parser": "qwen3",
+        "parameters": found.parameters,
     }  # fmt: skip
     ollama.models["y:1"] = Model(digest, template="{% for m in messages %}{% endfor %}", adapter=picture)
     other = server.show("y:1")

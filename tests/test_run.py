@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from pipeline.config import load_config
-from pipeline.errors import ArtifactError, ConfigError, OutputError, UserError
+from pipeline.errors import ArtifactError, ConfigError, ModelNotFoundError, OutputError, UserError
+from pipeline.machine import embedded_model
 from pipeline.ports import Kept
 from pipeline.run import STAGES, Pipeline, RunResult
 from tests.test_fine_tuner import FakeTrainer, LetterEngine
@@ -152,12 +153,47 @@ def test_a_name_that_is_taken_stops_at_the_end_and_nothing_is_lost(job: Job) -> 
     with pytest.raises(UserError, match="another model"):
         served_by(serving, job.pipeline()).run()
     assert (job.folder / "metadata" / "model_card.yaml").is_file()
-    assert ran(served_by(serving, job.pipeline()).run(replace=True)) == ["register", "report"]
+    assert ran(served_by(serving, job.pipeline()).run(replace=True)) == ["register"]
 
 
 def test_another_way_to_put_chats_into_words_trains_anew(job: Job) -> None:
     served_by(FakeServing(job), job.pipeline()).run()
     assert "finetune" in ran(served_by(FakeServing(job, manner="sha256:other"), job.pipeline()).run())
+
+
+def test_results_are_not_thrown_away_when_the_base_is_away(job: Job, tmp_path: Path) -> None:
+    base = tmp_path / "base.gguf"
+    base.write_bytes(embedded_model().read_bytes())  # type: ignore[union-attr]
+    setting = "model.name=base.gguf"
+    job.run(setting)
+    before = job.tree("outputs") | job.tree("metadata")
+    base.rename(tmp_path / "elsewhere.gguf")
+    for ask in (lambda: job.run(setting), lambda: job.pipeline(setting).plan()):
+        with pytest.raises(ModelNotFoundError, match="it was there before"):
+            ask()
+    assert job.tree("outputs") | job.tree("metadata") == before
+    (tmp_path / "elsewhere.gguf").rename(base)
+    assert job.run(setting).unchanged
+
+
+def test_a_server_that_comes_later_is_compared_with_training_first(job: Job) -> None:
+    job.run()
+    serving = FakeServing(job)
+    again = served_by(serving, job.pipeline())
+    plan = next(plan for plan in again.plan() if plan.stage == "finetune")
+    assert plan.why == "what the server answers was not compared with the trained model"
+    again.run()
+    made = json.loads((job.folder / "outputs" / "fine_tuning_metadata.json").read_text())
+    assert made["validation"]["served"]["agreement"] == 1.0
+    assert served_by(serving, job.pipeline()).run().unchanged
+
+
+def test_another_way_to_put_chats_into_words_asks_every_system_anew(job: Job) -> None:
+    served_by(FakeServing(job), job.pipeline()).run()
+    served_by(FakeServing(job, manner="sha256:other"), job.pipeline()).run()
+    lines = (job.folder / "outputs" / "outputs.jsonl").read_text().splitlines()
+    keys = {json.loads(line)["generate_key"] for line in lines if json.loads(line)["system"] == "base"}
+    assert len(keys) == 2
 
 
 def test_a_model_set_is_registered_too(job: Job) -> None:

@@ -29,7 +29,7 @@ KEEP_ALIVE = "30m"  # the model stays in memory between two rows however slow th
 TOP = 20  # log-probabilities a token; the most that the server gives
 UNLISTED = 0.02  # of the probability of all ratings: the most that may be guessed
 FAILED_IN_A_ROW = 8  # rows; then it is the server that fails
-_STEP = 512  # tokens by which the context grows: each new size loads the model anew
+_STEP = 1024  # tokens by which the context grows: each new size loads the model anew
 
 logger = logging.getLogger(__name__)
 
@@ -271,13 +271,13 @@ def _ending(told: Mapping[str, Any], message: Mapping[str, Any], text: str) -> t
     """How an answer that came ended; `done` is false, with status 200, where the server broke off a repetition."""
     if not text.strip():
         thought = "it only thought" if message.get("thinking") else "it wrote nothing"
-        return "failed", f"no answer: {thought} (done_reason {told.get('done_reason')})"
+        return "stop", f"no answer: {thought} (done_reason {told.get('done_reason')})"
     if told.get("done") is not True:
         return "length", "the server broke off an answer that repeated itself"
     reason = told.get("done_reason")
     if reason in ("stop", "length"):
         return reason, None
-    return "failed", f"the answer ended with done_reason {str(reason)[:40]!r}"
+    return "stop", f"the answer ended with done_reason {str(reason)[:40]!r}"
 
 
 def _probabilities(

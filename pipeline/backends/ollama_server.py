@@ -51,8 +51,8 @@ class Served:
 
     @property
     def manner(self) -> dict[str, Any]:
-        """What decides how a chat is put into words for the model."""
-        told = ("template", "system", "messages", "renderer", "parser")
+        """What the model brings to every chat: how it is put into words, where an answer stops."""
+        told = ("template", "system", "messages", "renderer", "parser", "parameters")
         return {name: getattr(self, name) for name in told}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ from pipeline.records import Message, fingerprint
 from pipeline.store import digest_file
 
 PREFIX = "pipeline-"  # of the names of models at work; a finished model is called by its version
+RENDER_CONTEXT = 1024  # tokens: nothing is generated, and the default can be very large
 _PROBE = (Message("user", "To be, or not to be?"),)
 _MARK = "A system text of its own."
+
+logger = logging.getLogger(__name__)
 
 
 class OllamaServing:
@@ -46,16 +50,17 @@ class OllamaServing:
 
     def on_file(self, base: BaseModel) -> EngineFactory:
         served = self._base(base)
+        if self.server.render(served.name, _PROBE, {"num_ctx": RENDER_CONTEXT}, keep_alive="10s") is None:
+            logger.warning("Ollama %s does not tell how it renders a prompt: only its length is checked", self.server.version_text)
+            return open_engine
 
         def render(messages: Sequence[Message]) -> str:
             asked: tuple[str | Message, ...] = (served.name, *messages)
             if asked not in self._rendered:
                 # whoever opens a file here soon trains: the server need not keep the model in memory meanwhile
-                text = self.server.render(served.name, messages, {}, keep_alive="10s")
+                text = self.server.render(served.name, messages, {"num_ctx": RENDER_CONTEXT}, keep_alive="10s")
                 if text is None:
-                    raise EngineError(
-                        f"Ollama {self.server.version_text} does not say how it renders a prompt", hint="install a later version"
-                    )
+                    raise EngineError("Ollama does not tell any more how it renders a prompt", hint="see the server's log, then run again")
                 self._rendered[asked] = text
             return self._rendered[asked]
 
@@ -80,7 +85,8 @@ class OllamaServing:
         like, there = self._base(base), self.server.show(name)
         if not isinstance(model, Path):
             self._must_be_there(like)  # a server that lacks what a model is made from would look for it in its registry
-            wanted = like.manner | {"system": model.get("system") or like.system, "messages": tuple(model["messages"])}
+            own = {"system": model.get("system") or like.system, "messages": tuple(model["messages"])}
+            wanted = like.manner | own | {"parameters": {**like.parameters, **model["parameters"]}}
             same = self._settled(name, there, str(like.digest), wanted, replace)
             if not same:
                 self.server.create({**model, "model": name, "from": like.name})
@@ -149,7 +155,7 @@ class OllamaServing:
         """The base's file under a name of ours, rendering chats as its own template does."""
         served = self._register(base.path, base.facts.digest, like=None)
         with open_engine(base.path, context_tokens=256, parallel=1) as engine:
-            if self.server.render(served.name, _PROBE, {}, keep_alive="10s") in (None, engine.render(_PROBE)):
+            if self.server.render(served.name, _PROBE, {"num_ctx": RENDER_CONTEXT}, keep_alive="10s") in (None, engine.render(_PROBE)):
                 return served
             # the commonest difference: a template of the server's own, without the system text that the file's puts in by default
             try:
@@ -168,8 +174,9 @@ class OllamaServing:
         if there is not None and (like is None or there.manner == like.manner) and (self.server.rewrites or there.digest == digest):
             return there
         manner = {key: value for key, value in (like.manner if like else {}).items() if value}
-        more = {"parameters": dict(like.parameters), "license": like.license} if like else {}
-        body = {"model": name, "files": {"model.gguf": digest}, **manner, **{k: v for k, v in more.items() if v}}
+        if like and like.license:
+            manner["license"] = like.license
+        body = {"model": name, "files": {"model.gguf": digest}, **manner}
         self.server.create(body, uploads={digest: path})
         served = self._shown(name)
         if served.digest != digest and not self.server.rewrites:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import random
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ from pipeline.errors import EngineError
 
 START = "start it with `ollama serve` (`docker compose up` does), set OLLAMA_HOST, or set model.engine: embedded"
 LOG = "see the server's log, then run again: it goes on from here"
-NOT_OLLAMA = "check OLLAMA_HOST; where a proxy stands between, name the server in NO_PROXY"
+NOT_OLLAMA = "check OLLAMA_HOST: another program, or a proxy in front of the server, answers there"
 NO_ROOM = "free some space where the server keeps its models (the volume of the sidecar), then run again"
+
+SHOWN_WAIT_S = 4.0  # longer waits are told
 
 logger = logging.getLogger(__name__)
 _Out = TypeVar("_Out")
@@ -66,10 +69,13 @@ class Wire:
     def __init__(self, address: str, patience: Patience) -> None:
         self.address, self.patience = address, patience
         try:
-            host = urlsplit(address).hostname or ""
-            # a proxy for the wide world knows neither this machine nor a container's name
-            beside = "." not in host or host.startswith("127.")
-            settings: Any = {"timeout": httpx.Timeout(patience.answer_s, connect=patience.connect_s), "trust_env": not beside}
+            parts = urlsplit(address)
+            if parts.port is None:
+                raise ValueError("no port")
+            # never through a proxy of the environment: it would read the records, and knows no container by its name
+            settings: Any = {"timeout": httpx.Timeout(patience.answer_s, connect=patience.connect_s), "trust_env": False}
+            if parts.scheme == "https":
+                settings["verify"] = ssl.create_default_context()
             self.http = httpx.Client(base_url=address, **settings)
             self.package = ollama.Client(address, **settings)
         except (ValueError, httpx.InvalidURL) as error:
@@ -121,7 +127,10 @@ class Wire:
                 broken += not away and not (isinstance(error, Broken) and error.status in _AGAIN)
             if wait is None or silent >= self.patience.tries_when_silent or broken >= self.patience.tries_when_broken:
                 raise self._given_up(failure) from failure
-            logger.info("Ollama at %s: %s; asking again in %.1f s", self.address, _words(failure), wait)
+            logger.log(
+                logging.WARNING if wait >= SHOWN_WAIT_S else logging.INFO,
+                "Ollama at %s: %s; asking again in %.0f s", self.address, _words(failure), wait,
+            )  # fmt: skip
             time.sleep(wait * random.uniform(0.75, 1.25))  # parallel rows spread
         raise AssertionError("the last wait is None")
 

@@ -69,7 +69,11 @@ def missing() -> str | None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skips by a mark, which pytest reports in one line for all."""
     ours = [item for item in items if item.get_closest_marker("docker")]
-    if ours and not config.option.collectonly and (reason := missing()):
+    try:
+        reason = missing() if ours and not config.option.collectonly else None
+    except subprocess.TimeoutExpired as error:
+        reason = f"needs a Docker engine that answers: `{' '.join(error.cmd[:3])}` did not within {error.timeout:.0f} s"
+    if reason:
         for item in ours:
             item.add_marker(pytest.mark.skip(reason=reason))
 

@@ -47,7 +47,7 @@ def test_packages_come_by_hash_and_the_lock_has_its_own_layer() -> None:
 
 def test_no_address_of_an_index() -> None:
     for text in (DOCKERFILE, COMPOSE, (ROOT / ".env.example").read_text(encoding="utf-8")):
-        assert not re.findall(r"https?://(?!ollama:)|index-url|find-links|trusted-host", text)
+        assert not re.findall(r"https?://(?!ollama(?:-gpu)?:)|index-url|find-links|trusted-host", text)
 
 
 def blocks(text: str) -> dict[str, str]:
@@ -114,21 +114,21 @@ def test_the_services_and_who_waits_for_whom() -> None:
         assert SERVICES[server]["restart"] == "unless-stopped"
         assert SERVICES[server]["attach"] is False, "else `docker compose up` doesn't end with the job"
         assert SERVICES[job]["restart"] == "no"
-        assert SERVICES[job]["environment"]["OLLAMA_HOST"] == "http://ollama:11434"
+        assert SERVICES[job]["environment"]["OLLAMA_HOST"] == f"http://{server}:11434"
         for key in ("OLLAMA_NUM_PARALLEL", "OLLAMA_MODELS"):
             assert SERVICES[job]["environment"][key] == SERVICES[server]["environment"][key]
 
 
 def test_the_gpu_profile_is_the_same_with_a_gpu() -> None:
-    assert SERVICES["ollama-gpu"]["networks"]["default"]["aliases"] == ["ollama"]
     for name in ("ollama", "pipeline"):
         plain, gpu = SERVICES[name], SERVICES[f"{name}-gpu"]
         assert "profiles" not in plain
         assert gpu["profiles"] == ["gpu"]
-        assert "gpu" in gpu["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"]
-        others = {"profiles", "deploy", "networks", "depends_on", "environment"}
+        others = {"profiles", "deploy", "depends_on", "environment"}
         assert {key: value for key, value in gpu.items() if key not in others} == {k: v for k, v in plain.items() if k not in others}
         assert set(gpu["environment"]) == set(plain["environment"])
+    assert "gpu" in SERVICES["ollama-gpu"]["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"]
+    assert "deploy" not in SERVICES["pipeline-gpu"], "training uses no GPU"
 
 
 @pytest.mark.parametrize("name", SERVICES)
