@@ -64,7 +64,7 @@ def tuned(base: FoundModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def names(serving: OllamaServing) -> list[str]:
-    return sorted(model["name"] for model in serving.server._get("/api/tags")["models"])
+    return sorted(model["name"] for model in serving.server.wire.get("/api/tags")["models"])
 
 
 # --- the same prompts and probabilities ------------------------------------------------------------------------------
