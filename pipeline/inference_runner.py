@@ -149,8 +149,9 @@ class Flips:
     @property
     def words(self) -> str:
         """A sentence; equal answers are no promise, since a server's rows share work with whatever else it does."""
+        who = self.system.replace("_", "-")
         return (
-            f"Asked again, {self.system} gave another rating in {self.ratings} of {self.rows} rows, and another text in {self.answers}: "
+            f"Asked again, {who} gave another rating in {self.ratings} of {self.rows} rows, and another text in {self.answers}: "
             "how far one run differs from the next."
         )
 

@@ -134,7 +134,7 @@ def test_a_server_answers_and_keeps_the_model(job: Job) -> None:
 def test_answers_are_asked_for_again(job: Job) -> None:
     served_by(FakeServing(job, unsteady=1), job.pipeline()).run()
     notes = json.loads((job.folder / "outputs" / "scores.json").read_text())["notes"]
-    assert "Asked again, fine_tuned gave another rating in 50 of 50 rows, and another text in 50" in notes[-1]
+    assert "Asked again, fine-tuned gave another rating in 50 of 50 rows, and another text in 50" in notes[-1]
 
 
 def test_a_model_that_vanished_is_registered_again(job: Job) -> None:
