@@ -218,7 +218,8 @@ class Pipeline:
     def _serving(self) -> Serving:
         from pipeline.backends.serving import open_serving
 
-        return open_serving(self.config.model.engine, pull=self.config.model.pull)
+        # who only looks does not wait for a server that is away
+        return open_serving(self.config.model.engine, pull=self.config.model.pull, patient=self._may_download)
 
     def _find_base(self) -> BaseModel | None:
         if self._base is None and not self._base_missing:

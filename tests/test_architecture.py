@@ -97,6 +97,7 @@ BACKENDS: dict[str, set[str]] = {
         "backends.ollama_models",
         "backends.ollama_server",
         "backends.ollama_serving",
+        "backends.ollama_wire",
     },
 }
 

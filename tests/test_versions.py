@@ -694,6 +694,12 @@ def test_a_lone_repository_allocates_whatever_its_branch_is_called(tmp_path: Pat
     assert default_branch_state(tmp_path, {}) == (True, "trunk", False)
 
 
+def test_a_worktree_whose_repository_is_not_here_allocates_nothing(tmp_path: Path) -> None:
+    """A container that sees the worktree's folder alone, say: which branch it is on can't be told."""
+    (tmp_path / ".git").write_text("gitdir: /nowhere/.git/worktrees/feature\n", encoding="utf-8")
+    assert default_branch_state(tmp_path, {}) == (True, None, False)
+
+
 def test_without_git_or_a_repository_versions_are_allocated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert default_branch_state(tmp_path, {}) == (False, None, True)

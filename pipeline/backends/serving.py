@@ -11,8 +11,9 @@ from pipeline.errors import ModelNotFoundError
 from pipeline.ports import BaseModel, Engine, EngineFactory, Kept, Progress, Serving, quiet
 
 
-def open_serving(engine: Literal["embedded", "ollama", "auto"], *, pull: bool = True) -> Serving:
-    """The serving that `model.engine` asks for; `auto` takes an Ollama server when a supported one answers.
+def open_serving(engine: Literal["embedded", "ollama", "auto"], *, pull: bool = True, patient: bool = True) -> Serving:
+    """The serving that `model.engine` asks for; `auto` takes an Ollama server when a supported one answers. `patient`: a server that
+    does not answer is waited for.
 
     Raises:
         EngineError: `ollama` is asked for and no supported server answers.
@@ -21,8 +22,10 @@ def open_serving(engine: Literal["embedded", "ollama", "auto"], *, pull: bool = 
         return EmbeddedServing()
     from pipeline.backends.ollama_server import OllamaServer
     from pipeline.backends.ollama_serving import OllamaServing
+    from pipeline.backends.ollama_wire import Patience
 
-    server = OllamaServer() if engine == "ollama" else OllamaServer.if_there()
+    patience = Patience() if patient else Patience(waits_s=(0.5, 1.0))
+    server = OllamaServer(patience=patience) if engine == "ollama" else OllamaServer.if_there()
     return OllamaServing(server, pull=pull) if server else EmbeddedServing()
 
 
