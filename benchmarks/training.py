@@ -63,7 +63,7 @@ def prepare(options: argparse.Namespace, model: Path) -> None:
 
     records, scale = read_rows(options)
     with open_engine(model, parallel=1) as engine:
-        rows = tokenised(records, engine, scale, max_tokens=2048).train
+        rows = tokenised(records, engine, scale, max_tokens=2048, context_tokens=engine.trained_context).train
     options.work.write_text(json.dumps([dataclasses.asdict(row) for row in rows]))
 
 
