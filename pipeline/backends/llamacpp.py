@@ -137,14 +137,8 @@ class LlamaCppEngine:
         labels = self.rating_tree(scale)
         answer_tokens = max(generate.max_tokens, labels.longest + 1)
         limit = min(max_prompt_tokens, self.trained_context - answer_tokens)
-        fitting: list[tuple[Prompt, Ids]] = []
-        for prompt in prompts:
-            ids = self.token_ids(prompt.messages)
-            if len(ids) <= limit:
-                fitting.append((prompt, ids))
-            else:
-                reason = f"the prompt has {len(ids)} tokens; {max(limit, 0)} are allowed"
-                yield Completion(prompt.record_id, "", "too_long", reason, len(ids), 0, 0.0, None)
+        fitting, too_long = by_length(prompts, self.token_ids, limit)
+        yield from too_long
         if fitting:
             server = self._ready([ids for _, ids in fitting], answer_tokens)
             job = _Answering(server, labels, generate)
@@ -231,6 +225,22 @@ class LlamaCppEngine:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def by_length(
+    prompts: Sequence[Prompt], token_ids: Callable[[Sequence[Message]], Ids], limit: int
+) -> tuple[list[tuple[Prompt, Ids]], list[Completion]]:
+    """The prompts of at most `limit` tokens, with their ids, and the refusals of the others."""
+    fitting: list[tuple[Prompt, Ids]] = []
+    too_long: list[Completion] = []
+    for prompt in prompts:
+        ids = token_ids(prompt.messages)
+        if len(ids) <= limit:
+            fitting.append((prompt, ids))
+        else:
+            reason = f"the prompt has {len(ids)} tokens; {max(limit, 0)} are allowed"
+            too_long.append(Completion(prompt.record_id, "", "too_long", reason, len(ids), 0, 0.0, None))
+    return fitting, too_long
 
 
 # --- one row ---------------------------------------------------------------------------------------------------------

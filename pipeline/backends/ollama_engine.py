@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.backends.llamacpp import LlamaCppEngine
+from pipeline.backends.llamacpp import LlamaCppEngine, by_length
 from pipeline.backends.llamacpp_server import SEED, side_by_side
 from pipeline.backends.ollama_server import UNCUT, OllamaServer
 from pipeline.backends.ollama_wire import Refusal
@@ -83,14 +83,8 @@ class OllamaEngine:
         labels = self._tokenizer.rating_tree(scale)
         answer_tokens = max(generate.max_tokens, labels.longest + 1)
         limit = min(max_prompt_tokens, self._tokenizer.trained_context - answer_tokens)
-        fitting: list[tuple[Prompt, Ids]] = []
-        for prompt in prompts:
-            ids = self.token_ids(prompt.messages)
-            if len(ids) <= limit:
-                fitting.append((prompt, ids))
-            else:
-                reason = f"the prompt has {len(ids)} tokens; {max(limit, 0)} are allowed"
-                yield Completion(prompt.record_id, "", "too_long", reason, len(ids), 0, 0.0, None)
+        fitting, too_long = by_length(prompts, self.token_ids, limit)
+        yield from too_long
         if not fitting:
             return
         self._make_room(max(len(ids) for _, ids in fitting) + answer_tokens)
@@ -167,16 +161,13 @@ class OllamaEngine:
         steps = told.get("logprobs") or []
         return _top(steps[0]) if steps else []
 
-    def answer_text(self, ids: Ids) -> str:
-        """The text of an answer's first tokens."""
-        return self._remembered(ids)
-
     def texts_after(self, place: Ids, tokens: Ids) -> dict[int, str]:
         """id -> what it adds to the text of the tokens before it."""
-        before = self._remembered(place)
-        return {token: self._remembered((*place, token)).removeprefix(before) for token in tokens}
+        before = self.answer_text(place)
+        return {token: self.answer_text((*place, token)).removeprefix(before) for token in tokens}
 
-    def _remembered(self, ids: Ids) -> str:
+    def answer_text(self, ids: Ids) -> str:
+        """The text of an answer's first tokens."""
         with self._lock:
             if ids not in self._spelt:
                 self._spelt[ids] = self._tokenizer.detokenize(ids)
