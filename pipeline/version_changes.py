@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from itertools import takewhile
 from typing import Any
 
 from pipeline.version_files import IndexEntry
@@ -37,7 +36,7 @@ def compared(record: Mapping[str, Any], earlier: Sequence[IndexEntry], read: Cal
     if not earlier:
         return [f"the first {record['kind']} version"]
     last = earlier[-1]
-    sentences = [f"compared with {last.name}{' (failed)' if last.status == 'failed' else ''}:"]
+    sentences = [f"compared with {last.name}{'' if last.status == 'done' else f' ({last.status})'}:"]
     sentences += differences(read(last.kind, last.id), record) or ["the same inputs"]
     if relative := nearest([segment["digest"] for segment in record["segments"]], earlier):
         sentences.append(f"and with {relative.name}, which shares more of it:")
@@ -82,7 +81,8 @@ def _shown(old: Any, new: Any) -> tuple[str, str]:
 
 
 def _same_start(a: Sequence[Any], b: Sequence[Any]) -> int:
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+    unlike = (n for n, (one, other) in enumerate(zip(a, b, strict=False)) if one != other)
+    return next(unlike, min(len(a), len(b)))
 
 
 def _text(value: Any) -> str:

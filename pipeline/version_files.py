@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ INDEX, ASSIGNMENTS = "index.jsonl", "splits.csv"
 _RECORD_NAME = re.compile(rf"({'|'.join(KINDS)})-([0-9]{{4}})\.yaml")
 _ROW_KEY = re.compile(r"[0-9a-f]{16}")
 _HEADER = "row,split"
+MERGE_MARK = re.compile(r"^(<<<<<<<|=======|>>>>>>>)", re.MULTILINE)
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -30,18 +32,24 @@ class VersionTakenError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class IndexEntry:
-    """One line of index.jsonl: all that allocation needs. `record_bytes` tells a stale line from a good one."""
+    """One line of index.jsonl: all that allocation needs. `record_bytes` tells a stale line from a good one.
+
+    `status`: "done"; "failed" (its run died); "abandoned" (reserved by a run that never came back).
+    """
 
     kind: Kind
     id: str
     name: str
     version: str  # "1.0.0.0"; of a run "1.0.0.0-data-1.0.0.0"
-    status: str  # "done" or "failed"
+    status: str
     created: str
     key: str
     segments: tuple[str, ...]  # value digests, A to D
     record_bytes: int
 
+
+_FIELDS = tuple(each.name for each in fields(IndexEntry))
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 # --- records ---------------------------------------------------------------------------------------------------------
 
@@ -54,14 +62,33 @@ def record_path(metadata: Path, kind: str, id: str) -> Path:
     return versions_folder(metadata) / f"{kind}-{id}.yaml"
 
 
+def record_ids(metadata: Path) -> set[tuple[Kind, str]]:
+    """(kind, ID) of every record file, the empty ones included."""
+    return {(cast(Kind, match[1]), match[2]) for name in _names(metadata) if (match := _RECORD_NAME.fullmatch(name))}
+
+
+def strange_files(metadata: Path) -> list[str]:
+    """Names of YAML files beside the records that are no record's: a copy that an editor or a file share made, say."""
+    return sorted(name for name in _names(metadata) if name.endswith((".yaml", ".yml")) and not _RECORD_NAME.fullmatch(name))
+
+
+def _names(metadata: Path) -> list[str]:
+    folder = versions_folder(metadata)
+    return [path.name for path in os.scandir(folder)] if folder.is_dir() else []
+
+
+def record_files(metadata: Path) -> dict[tuple[Kind, str], os.stat_result]:
+    """(kind, ID) -> status of every record file."""
+    folder = versions_folder(metadata)
+    if not folder.is_dir():
+        return {}
+    with os.scandir(folder) as found:
+        return {(cast(Kind, match[1]), match[2]): file.stat() for file in found if (match := _RECORD_NAME.fullmatch(file.name))}
+
+
 def record_sizes(metadata: Path) -> dict[tuple[Kind, str], int]:
     """(kind, ID) -> bytes of every record file. A file of 0 bytes is an ID that was taken and never described."""
-    sizes: dict[tuple[Kind, str], int] = {}
-    folder = versions_folder(metadata)
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if match := _RECORD_NAME.fullmatch(path.name):
-            sizes[cast(Kind, match[1]), match[2]] = path.stat().st_size
-    return sizes
+    return {place: status.st_size for place, status in record_files(metadata).items()}
 
 
 def create_record(metadata: Path, record: Mapping[str, Any]) -> int:
@@ -110,26 +137,69 @@ def entry_of(record: Mapping[str, Any], record_bytes: int) -> IndexEntry:
 
 
 def load_entries(metadata: Path) -> tuple[list[IndexEntry], str | None]:
-    """Every version in order, and why the index had to be rebuilt from the records (None: it was read).
+    """Every version in order, and why the index was not enough (None: it was). Records are read only where it is not.
 
     Raises:
         ArtifactError: a record that is needed is damaged.
     """
-    path = versions_folder(metadata) / INDEX
     sizes = {place: size for place, size in record_sizes(metadata).items() if size}
-    entries, doubt = _read_index(path)
-    if doubt is None and {(entry.kind, entry.id): entry.record_bytes for entry in entries} != sizes:
-        doubt = "its lines are not those of the record files"
-    if doubt is None:
-        return sorted(entries, key=_order), None
-    if not sizes and not path.exists():
-        return [], None
-    return sorted((_entry_from_file(metadata, *place, size) for place, size in sizes.items()), key=_order), doubt
+    known, doubt = read_index(metadata, sizes)
+    read = [_entry_from_file(metadata, *place, size) for place, size in sizes.items() if place not in known]
+    return sorted([*(entry for _, entry in known.values()), *read], key=_order), doubt
+
+
+def read_index(metadata: Path, sizes: Mapping[tuple[Kind, str], int]) -> tuple[dict[tuple[Kind, str], tuple[str, IndexEntry]], str | None]:
+    """The lines that fit the record files, as text and read, and what is wrong with the index (None: nothing).
+
+    Args:
+        sizes: bytes of the record files, the empty ones left out.
+    """
+    try:
+        text = (versions_folder(metadata) / INDEX).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}, "it is missing" if sizes else None
+    except (OSError, ValueError):
+        return {}, "it can't be read"
+    found: dict[tuple[Kind, str], tuple[str, IndexEntry]] = {}
+    twice, damaged, strange = set(), False, False
+    for line in text.removesuffix("\n").split("\n") if text else ():
+        try:
+            entry = parse_line(line)
+            fits = sizes.get((entry.kind, entry.id)) == entry.record_bytes
+        except (ValueError, TypeError, KeyError):
+            damaged = True
+            continue
+        place = (entry.kind, entry.id)
+        if place in found:
+            twice.add(place)
+        elif fits:
+            found[place] = line, entry
+        else:
+            strange = True
+    known = {place: each for place, each in found.items() if place not in twice}
+    if damaged:
+        return known, "it holds the marks of a merge" if MERGE_MARK.search(text) else "it is damaged"
+    if twice:
+        return known, f"{' and '.join('-'.join(place) for place in sorted(twice)[:3])} is in it twice"
+    return known, "its lines are not those of the record files" if strange or len(known) != len(sizes) else None
 
 
 def write_index(metadata: Path, entries: Iterable[IndexEntry]) -> None:
-    lines = [json.dumps(asdict(entry), ensure_ascii=False, separators=(",", ":")) for entry in sorted(entries, key=_order)]
-    write_text(versions_folder(metadata) / INDEX, "".join(f"{line}\n" for line in lines))
+    write_text(versions_folder(metadata) / INDEX, "".join(f"{format_line(entry)}\n" for entry in sorted(entries, key=_order)))
+
+
+def format_line(entry: IndexEntry) -> str:
+    return _encode({name: getattr(entry, name) for name in _FIELDS})
+
+
+def parse_line(line: str) -> IndexEntry:
+    """
+    Raises:
+        ValueError, TypeError, KeyError: not a line of the index.
+    """
+    row = json.loads(line)
+    row["segments"] = tuple(row["segments"])
+    return IndexEntry(**row)
 
 
 def _order(entry: IndexEntry) -> tuple[int, str]:
@@ -139,24 +209,17 @@ def _order(entry: IndexEntry) -> tuple[int, str]:
 def _entry_from_file(metadata: Path, kind: Kind, id: str, size: int) -> IndexEntry:
     path = record_path(metadata, kind, id)
     try:
-        return entry_of(yaml_text.read(path), size)
+        entry = entry_of(yaml_text.read(path), size)
     except (KeyError, TypeError) as error:
         raise ArtifactError(f"{path}: damaged: {error} is missing or wrong", hint="restore it with `git checkout`") from error
-
-
-def _read_index(path: Path) -> tuple[list[IndexEntry], str | None]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        rows = [json.loads(line) for line in text.splitlines()]
-        entries = [IndexEntry(**{**row, "segments": tuple(row["segments"])}) for row in rows]
-    except FileNotFoundError:
-        return [], "it is missing"
-    except (OSError, ValueError, TypeError, KeyError):
-        return [], "it is damaged"
-    return (entries, None) if len({(e.kind, e.id) for e in entries}) == len(entries) else ([], "a version is in it twice")
+    if (entry.kind, entry.id) != (kind, id):
+        raise ArtifactError(f"{path}: damaged: it describes {entry.kind} {entry.id!r}", hint="restore it with `git checkout`")
+    return entry
 
 
 # --- splits ----------------------------------------------------------------------------------------------------------
+
+_SPLITS_HINT = "restore it with `git checkout`; after a merge, keep the lines of both sides, each row once"
 
 
 def read_assignments(metadata: Path) -> dict[str, Split]:
@@ -176,7 +239,7 @@ def read_assignments(metadata: Path) -> dict[str, Split]:
     for number, line in enumerate(lines, 2):
         row, _, split = line.partition(",")
         if split not in SPLITS or row in assignments or not _ROW_KEY.fullmatch(row):
-            raise ArtifactError(f"{path}: damaged at line {number}", hint="restore it with `git checkout`, or resolve the merge")
+            raise ArtifactError(f"{path}: damaged at line {number}", hint=_SPLITS_HINT)
         assignments[row] = split
     if header != _HEADER:
         raise ArtifactError(f"{path}: damaged: the first line is not {_HEADER!r}", hint="restore it with `git checkout`")
