@@ -108,7 +108,7 @@ def about_version(config: PipelineConfig, kind: str, version: Mapping[str, Any])
         **{name: version[name] for name in ("id", "name", "names", "version", "key", "status", "created", "commit", "override")},
         "segments": to_plain(segments),
         "why": list(version["why"]),
-        "builds": to_plain(version["builds"]),
+        "builds": to_plain(version["builds"][-KEPT_VERSIONS:]),
     }
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
+import json
 import math
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import yaml
 from huggingface_hub import DatasetCardData, ModelCardData
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 from ruamel.yaml import YAML
 
 from pipeline import yaml_text
@@ -327,33 +330,33 @@ def without(card: dict[str, Any], field: str) -> dict[str, Any]:
     ("kind", "fields", "problem"),
     [
         ("dataset", {"license": "CC BY 4.0"}, "license: 'CC BY 4.0' is not an id"),
-        ("dataset", {"license": "other", "license_name": None}, "license_name: needed"),
-        ("dataset", {"language": ["english"]}, "language: 'english' is not an ISO 639 code"),
-        ("dataset", {"size_categories": ["many"]}, "size_categories: 'many' is not one of"),
+        ("dataset", {"license": "other", "license_name": "My Licence"}, "license_name: needed"),
+        ("dataset", {"language": ["english"]}, "language[0]: 'english' is not an ISO 639 code"),
+        ("dataset", {"size_categories": ["many"]}, "size_categories[0]: 'many' is not one of"),
         ("dataset", {"annotations_creators": "expert-generated"}, "annotations_creators: must be a list"),
-        ("dataset", {"tags": [1]}, "tags: must be a list of texts"),
+        ("dataset", {"tags": [1]}, "tags[0]: 1 is no text"),
         ("dataset", {"pretty_name": 420}, "pretty_name: must be text"),
         ("dataset", {"task_ids": None}, "task_ids: is null"),
-        ("dataset", {"source_datasets": ["mine"]}, "source_datasets: 'mine' is neither"),
+        ("dataset", {"source_datasets": ["mine"]}, "source_datasets[0]: 'mine' is neither"),
         ("dataset", {"configs": {}}, "configs: must be a list"),
         ("dataset", {"configs": [{"config_name": "a/b", "data_files": [{"split": "train", "path": "x"}]}]}, "configs[0].config_name"),
         ("dataset", {"configs": [{"config_name": "a", "data_files": [{"split": "my-train", "path": "x"}]}]}, "'my-train' may hold"),
         ("dataset", {"configs": [{"config_name": "a", "data_files": [{"split": "valid", "path": "x"}]}]}, "is validation"),
         ("dataset", {"configs": [{"config_name": "a", "data_files": [{"split": "test", "path": "x"}] * 2}]}, "is there twice"),
-        ("dataset", {"configs": [{"config_name": "a", "data_files": [{"split": "test"}]}]}, "each needs a path"),
+        ("dataset", {"configs": [{"config_name": "a", "data_files": [{"split": "test"}]}]}, "configs[0].data_files[0].path: missing"),
         ("dataset", {"pipeline": []}, "pipeline: must be a mapping"),
         ("model", {"base_model": "llama2"}, "base_model: 'llama2' is not a Hub ID"),
         ("model", {"base_model": "qwen2.5:0.5b"}, "base_model: 'qwen2.5:0.5b' is not a Hub ID"),
-        ("model", {"datasets": [None]}, "datasets: None is not a Hub ID"),
+        ("model", {"datasets": [None]}, "datasets[0]: None is not a Hub ID"),
         ("model", {"base_model_relation": "child"}, "base_model_relation: 'child' is not one of"),
         ("model", {"model-index": {}}, "model-index: must be a list"),
         ("model", {"model-index": [{"name": "m", "results": []}]}, "results: needs at least one result"),
         ("model", {"model-index": [{"results": [{}]}]}, "model-index[0].name: missing"),
-        ("model", {"model-index": [{"name": "m", "results": [{}]}]}, "results[0].task.type: missing"),
+        ("model", {"model-index": [{"name": "m", "results": [{"task": {}}]}]}, "results[0].task.type: missing"),
         ("model", {"model-index": [{"name": "m", "results": [{"dataset": {"type": "t"}}]}]}, "results[0].dataset.name: missing"),
         ("model", {"model-index": [{"name": "m", "results": [{"dataset": {"revision": "main"}}]}]}, "must be a full commit id"),
-        ("model", {"model-index": [{"name": "m", "results": [{"metrics": [{"type": "accuracy"}]}]}]}, "needs a type and a value"),
-        ("model", {"model-index": [{"name": "m", "results": [{"source": {"name": "s"}}]}]}, "source.url: needed"),
+        ("model", {"model-index": [{"name": "m", "results": [{"metrics": [{"type": "accuracy"}]}]}]}, "metrics[0].value: missing"),
+        ("model", {"model-index": [{"name": "m", "results": [{"source": {"name": "s"}}]}]}, "source.url: missing"),
         ("model", {"co2": {"grams": [1.0, math.nan]}}, "co2.grams.1: not a finite number"),
     ],
 )  # fmt: skip
@@ -378,13 +381,23 @@ def test_a_missing_field_is_named(kind: str) -> None:
         ({"kind": "run"}, "pipeline.kind: must be model"),
         ({"schema_version": None}, "pipeline.schema_version: must be a number"),
         ({"versions": None}, "pipeline.versions: must be a list"),
-        ({"versions": [{"id": 1}]}, "pipeline.versions: each needs an id"),
+        ({"versions": [{"id": 1}]}, "pipeline.versions[0].id: must be text in quotes"),
     ],
 )
 def test_the_products_own_fields_are_checked(fields: dict[str, Any], problem: str) -> None:
     card = cards()["model"]
     problems = validate_card("model", {**card, "pipeline": {**card["pipeline"], **fields}})
     assert any(line.startswith(problem) for line in problems), problems
+
+
+def test_the_schema_is_one_that_any_program_can_use() -> None:
+    schema = json.loads(files("pipeline").joinpath("card_schema.json").read_text(encoding="utf-8"))
+    Draft202012Validator.check_schema(schema)
+    whole = Draft202012Validator(schema)
+    for kind, card in cards(**PUBLISHED).items():
+        assert list(whole.iter_errors(card)) == []
+        assert list(whole.iter_errors({**card, "license": "My Licence"})), kind
+        assert list(whole.iter_errors({**card, "pipeline": {**card["pipeline"], "kind": "other"}})), kind
 
 
 def test_a_damaged_card_is_named(tmp_path: Path) -> None:
