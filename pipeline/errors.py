@@ -11,6 +11,7 @@
       BackendError                    3   training, a server, the Hub, a git remote
         TrainingFailedError
         EngineError
+        PushLostError                     somebody else pushed first; look again
       ArtifactError                   4   a damaged or missing artifact
       PrivacyError                    5   something would leave the machine that nobody allowed
     DatasetTooSmallWarning                a warning category
@@ -86,6 +87,10 @@ class TrainingFailedError(BackendError):
 
 class EngineError(BackendError):
     """The engine that generates text failed as a whole (one bad row is a value, not an error)."""
+
+
+class PushLostError(BackendError):
+    """Somebody else's push was faster, so that nothing of this one was done."""
 
 
 class ArtifactError(PipelineError):

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.config import GenerateConfig, TrainConfig
+from pipeline.publication import Publication, Published
 from pipeline.rating_tree import RatingTree
 from pipeline.records import Completion, Message, ModelFacts, Prompt, RatingScale, Record, TokenRow, TrainingResult
+
+if TYPE_CHECKING:
+    from pipeline.version_names import Kind
 
 
 class Progress(Protocol):
@@ -207,3 +211,66 @@ class ModelSetBuilder(Protocol):
     """`pipeline.model_set.build_model_set`."""
 
     def __call__(self, train: Sequence[Record], valid: Sequence[Record], **settings: Any) -> Any: ...
+
+
+class Hub(Protocol):
+    """Where versions are published: `pipeline.backends.hub.HubClient`."""
+
+    def publish(self, publication: Publication, *, create: bool = False) -> Published:
+        """Brings a version's files and its tag there, in one commit. What is there already is not sent again, so it can be called
+        again after any failure. A tag is never moved. `create` lets it make a repository that is missing.
+
+        Raises:
+            UserError: no token, or HF_HUB_OFFLINE is set. ArtifactError: a file can't be read.
+            PrivacyError: the repository is public and the publication is not.
+            BackendError: the Hub refused, stays out of reach, or has other content under this tag.
+        """
+
+    def read_back(self, kind: Kind, repo_id: str, name: str) -> Published | None:
+        """What is there under a version's tag; None where there is no such tag, or no such repository.
+
+        Raises:
+            UserError, BackendError: as `publish`.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteState:
+    """A git remote in one look."""
+
+    branch: str  # the default one, the only one that allocates versions
+    head: str  # its commit
+    tags: Mapping[str, str]  # every tag -> its object
+    reserved: Mapping[str, str]  # the tags reserved/… -> their messages
+    branches: Mapping[str, str]  # every branch -> its commit
+
+
+class Remote(Protocol):
+    """Where versions are agreed on. Nothing here touches the user's branch or working tree but `advance`."""
+
+    def folder(self, path: Path) -> str:
+        """A folder of the repository, as the remote's commits name it."""
+
+    def look(self) -> RemoteState: ...
+    def files_at(self, commit: str, folder: str, into: Path) -> None:
+        """Writes the files of a folder at a commit below `into`, byte for byte."""
+
+    def files_of_tag(self, name: str, folder: str, into: Path) -> bool:
+        """The same at the commit of a tag; False where there is none."""
+
+    def head(self) -> str | None:
+        """The commit that is checked out."""
+
+    def commit(self, parent: str, folder: str, content: Path, message: str) -> str | None:
+        """A commit on `parent` in which `folder` holds what `content` holds; None when it does so already."""
+
+    def tag(self, name: str, commit: str, message: str) -> str: ...
+    def push(self, updates: Mapping[str, str | None]) -> None:
+        """Sets refs to objects (None deletes one), all or none; tags are created only, a branch only moves forward.
+
+        Raises:
+            PushLostError: somebody else was faster; nothing was done.
+            BackendError: refused, or the remote can't be reached.
+        """
+
+    def advance(self, branch: str, commit: str, folder: str) -> bool: ...
