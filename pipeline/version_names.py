@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -54,6 +54,16 @@ def parse_name(name: str) -> VersionName:
     kind: Kind = "dataset" if match["split"] else "run" if match["data"] else "model"
     data = parse_version(match["data"]) if match["data"] else None
     return VersionName(match["id"], kind, parse_version(match["version"]), cast(Split | None, match["split"]), data)
+
+
+def is_name(text: str) -> bool:
+    match = _NAME.fullmatch(text)
+    return match is not None and not (match["split"] and match["data"])
+
+
+def names_replaced(text: str, renamed: Mapping[str, str]) -> str:
+    """The text with every version name in it that has another name now replaced; a run's name is one name, not a model's and a tail."""
+    return re.sub(rf"(?<![\w.-]){_NAME.pattern}(?![\w-]|\.[0-9])", lambda match: renamed.get(match[0], match[0]), text)
 
 
 def parse_version(text: str) -> Version:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from pipeline.version_files import (
     entry_of,
     load_entries,
     read_assignments,
+    record_ids,
     record_path,
     record_sizes,
     write_assignments,
@@ -37,16 +38,41 @@ from pipeline.version_names import (
     Version,
     VersionName,
     format_version,
+    is_name,
     names_of,
+    names_replaced,
     next_id,
     parse_name,
     parse_version,
 )
+from pipeline.version_reservations import Reservation, RunReservation, read_reservation
 
 __all__ = [
-    "KINDS", "Allocation", "BranchState", "IndexEntry", "Kind", "Method", "Registry", "Version", "VersionInputs", "VersionName",
-    "VersionTakenError", "dataset_inputs", "default_branch_state", "format_version", "model_inputs", "names_of", "parse_name",
-    "parse_version", "read_assignments", "run_inputs", "verify", "write_assignments",
+    "KINDS",
+    "Allocation",
+    "BranchState",
+    "IndexEntry",
+    "Kind",
+    "Method",
+    "Registry",
+    "Reservation",
+    "RunReservation",
+    "Version",
+    "VersionInputs",
+    "VersionName",
+    "VersionTakenError",
+    "dataset_inputs",
+    "default_branch_state",
+    "format_version",
+    "model_inputs",
+    "names_of",
+    "parse_name",
+    "parse_version",
+    "read_assignments",
+    "read_reservation",
+    "run_inputs",
+    "verify",
+    "write_assignments",
 ]  # fmt: skip
 
 SCHEMA_VERSION = 1
@@ -68,6 +94,7 @@ class Allocation:
     provisional: bool = False  # not on the default branch: never recorded, tagged or published
     override: str | None = None
     why: tuple[str, ...] = field(default=())
+    first_new: tuple[int, ...] = ()  # its numbers down to the first that had no meaning before; empty when all had one
 
     @property
     def name(self) -> str:
@@ -97,29 +124,57 @@ class Allocation:
 class Registry:
     """The versions under one metadata folder, with those planned in this process: two plans never get the same ID."""
 
-    def __init__(self, metadata: Path, entries: list[IndexEntry], rebuilt: str | None = None) -> None:
+    def __init__(
+        self,
+        metadata: Path,
+        entries: list[IndexEntry],
+        rebuilt: str | None = None,
+        *,
+        held: Iterable[Reservation] = (),
+        ours: Iterable[Reservation] = (),
+        tags: Iterable[str] = (),
+    ) -> None:
         self.metadata = metadata
         self.rebuilt = rebuilt  # why the index could not be used; None when it could
         self._entries = entries
-        self._taken = {kind: {id for k, id in record_sizes(metadata) if k == kind} for kind in KINDS}
+        files = record_ids(metadata)
+        self._taken = {kind: {id for k, id in files if k == kind} for kind in KINDS}
+        self._ours = {reservation.kind: reservation for reservation in ours}
         self._planned: dict[tuple[Kind, str], Allocation] = {}
         self._done = {(entry.kind, entry.key): entry for entry in entries if entry.status == "done"}
         self._numbers: defaultdict[tuple[Kind, tuple[str, ...]], dict[str, int]] = defaultdict(dict)
         for entry in entries:
             if entry.segments:
                 self._learn(entry.kind, entry.segments, parse_version(entry.version))
+        for other in held:
+            self._taken[other.kind].add(other.id)
+            if other.digests:
+                self._learn(other.kind, other.digests, parse_version(str(other.described["version"])))
+        for name in filter(is_name, tags):
+            self._taken[parse_name(name).kind].add(name[:4])
 
     @classmethod
-    def load(cls, metadata: Path) -> Registry:
+    def load(
+        cls, metadata: Path, *, held: Iterable[Reservation] = (), ours: Iterable[Reservation] = (), tags: Iterable[str] = ()
+    ) -> Registry:
         """
+        Args:
+            held: versions that are held for other runs: their IDs and numbers are not free.
+            ours: what is held for this run: the versions of the same keys, and the IDs for other ones.
+            tags: names that a remote has; an ID among them is not free, even where its record was lost.
+
         Raises:
             ArtifactError: a record is damaged and the index can't stand in for it.
         """
-        return cls(metadata, *load_entries(metadata))
+        return cls(metadata, *load_entries(metadata), held=held, ours=ours, tags=tags)
 
     def versions(self, kind: Kind) -> tuple[IndexEntry, ...]:
         """Recorded versions in the order of their IDs, failed ones included."""
         return tuple(entry for entry in self._entries if entry.kind == kind)
+
+    def has(self, kind: Kind, key: str) -> bool:
+        """Whether a version with this key is recorded as done."""
+        return (kind, key) in self._done
 
     def history(self, kind: Kind, last: int = 20) -> list[dict[str, str]]:
         """The last versions for a card, oldest first."""
@@ -159,13 +214,20 @@ class Registry:
             return self._existing(entry, override)
         if planned := self._planned.get((inputs.kind, key)):
             return planned
+        mine = self._ours.get(inputs.kind)
+        if mine and mine.key == key and not provisional and (mine.existing or mine.id not in self._taken[inputs.kind]):
+            self._planned[inputs.kind, key] = reserved = _reserved(mine)
+            self._taken[inputs.kind].add(reserved.id)
+            return reserved
         parts = lineage or {}
         digests = tuple(fingerprint(values) for values in inputs.segments)
+        first_new = self._first_new(inputs.kind, digests)
         version, names, numbers = self._name(inputs.kind, digests, parts, override)
         new = Allocation(
             inputs.kind, names[0][:4], names, version, key, _segments(inputs, digests, numbers), inputs.beside,
             {role: part.as_lineage() for role, part in parts.items()}, existing=False, override=override,
             provisional=provisional or any(part.provisional for part in parts.values()),
+            first_new=numbers[: first_new + 1] if first_new is not None else (),
         )  # fmt: skip
         new = replace(new, why=self._why(new))
         self._planned[new.kind, key] = new
@@ -188,7 +250,7 @@ class Registry:
         self, kind: Kind, digests: tuple[str, ...], parts: Mapping[str, Allocation], override: str | None
     ) -> tuple[str, tuple[str, ...], tuple[int, ...]]:
         """Version text, names and the numbers of the segments (none for a run)."""
-        id = next_id(kind, self._taken[kind])
+        id = self._free_id(kind)
         if kind == "run":
             if override:
                 raise UserError("a run can't be given a version: it is named after its model and dataset")
@@ -214,6 +276,16 @@ class Registry:
             raise UserError(f"override {format_version(chosen)}: {'; '.join(problems)}", hint="change the override, or remove it")
         a, b, c, d = numbers
         return a, b, c, d
+
+    def _free_id(self, kind: Kind) -> str:
+        mine = self._ours.get(kind)
+        if mine and not mine.existing and mine.id not in self._taken[kind]:
+            return mine.id  # held for this run, which came to ask for something else (a model set instead of training, say)
+        return next_id(kind, self._taken[kind])
+
+    def _first_new(self, kind: Kind, digests: tuple[str, ...]) -> int | None:
+        """The depth of the first value that has no number yet."""
+        return next((depth for depth, digest in enumerate(digests) if digest not in self._numbers[kind, digests[:depth]]), None)
 
     def _learn(self, kind: Kind, digests: tuple[str, ...], version: Version) -> None:
         for depth, (digest, number) in enumerate(zip(digests, version, strict=True)):
@@ -266,7 +338,64 @@ class Registry:
         self._planned.pop((allocation.kind, allocation.key), None)
         return record
 
+    def adopt(self, record: Mapping[str, Any], renamed: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+        """Writes a version that was made beside this history, under the ID and the numbers that it gets here: its own, where they are free.
+        Where its key is recorded already, that version is given back, with this one's builds.
+
+        Args:
+            renamed: key -> lineage entry of the versions that it stands on, as they are called here.
+
+        Raises:
+            VersionTakenError, OutputError
+        """
+        kind: Kind = record["kind"]
+        if (entry := self._done.get((kind, record["key"]))) and record["status"] == "done":
+            return self._add_builds(kind, entry.id, record["builds"])
+        lineage = {role: dict(renamed.get(part["key"], part)) for role, part in record["lineage"].items()}
+        digests = tuple(str(segment["digest"]) for segment in record["segments"])
+        if kind == "run":
+            model, data = (parse_version(lineage[role]["version"]) for role in ("model", "dataset"))
+            version, segments = f"{format_version(model)}-data-{format_version(data)}", []
+        else:
+            model, data = self._numbers_like(kind, digests, parse_version(record["version"])), None
+            version = format_version(model)
+            segments = [{**segment, "number": number} for segment, number in zip(record["segments"], model, strict=True)]
+        id = record["id"] if record["id"] not in self._taken[kind] else next_id(kind, self._taken[kind])
+        names = names_of(kind, id, model, data)
+        called = dict(zip(record["names"], names, strict=True))
+        called |= {part["name"]: lineage[role]["name"] for role, part in record["lineage"].items()}
+        why = [names_replaced(sentence, called) for sentence in record["why"]]
+        moved = [f"was {record['name']} where it was made; that name was taken meanwhile"] if names[0] != record["name"] else []
+        own = {"id": id, "name": names[0], "names": list(names), "version": version, "segments": segments, "lineage": lineage}
+        written = {**record, **own, "why": [*why, *moved]}
+        self._keep(written, create_record(self.metadata, written))
+        self._taken[kind].add(id)
+        if segments:
+            self._learn(kind, digests, model)
+        return written
+
+    def _numbers_like(self, kind: Kind, digests: tuple[str, ...], wanted: Version) -> Version:
+        try:
+            return self._derive(kind, digests, wanted)
+        except UserError:
+            return self._derive(kind, digests, None)
+
+    def _add_builds(self, kind: Kind, id: str, builds: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        """The recorded version, with the builds that it had not yet."""
+        record = self.read(kind, id)
+        known = [(build["artifact"], build["machine"]) for build in record["builds"]]
+        if new := [dict(build) for build in builds if (build["artifact"], build["machine"]) not in known]:
+            record["builds"] += new
+            path = record_path(self.metadata, kind, id)
+            yaml_text.write(path, record)
+            self._keep(record, path.stat().st_size)
+        return record
+
     def _add_build(self, allocation: Allocation, build: Mapping[str, Any]) -> dict[str, Any]:
+        if not record_path(self.metadata, allocation.kind, allocation.id).exists():
+            # recorded after this checkout was made: whoever records the run adds the build
+            known = {"status": "done", "created": build["created"], "commit": None, "note": None, "why": list(allocation.why)}
+            return {**allocation.described(), **known, "builds": [dict(build)]}
         record = self.read(allocation.kind, allocation.id)
         same = [b for b in record["builds"] if (b["artifact"], b["machine"]) == (build["artifact"], build["machine"])]
         if build["artifact"] and not same:
@@ -308,6 +437,15 @@ class Registry:
         if new.provisional:
             sentences.append("provisional: only the default branch records, tags and publishes versions")
         return tuple(sentences)
+
+
+def _reserved(mine: Reservation) -> Allocation:
+    told = mine.described
+    what = "unchanged: recorded meanwhile as" if mine.existing else "reserved:"
+    return Allocation(
+        mine.kind, mine.id, tuple(told["names"]), told["version"], mine.key, tuple(told["segments"]), told["beside"], told["lineage"],
+        existing=mine.existing, override=told.get("override"), why=(f"{what} {mine.name}",),
+    )  # fmt: skip
 
 
 def _segments(inputs: VersionInputs, digests: tuple[str, ...], numbers: tuple[int, ...]) -> tuple[dict[str, Any], ...]:
