@@ -99,15 +99,42 @@ COMMANDS = {
         (("pipeline report", "write the pages again after they were deleted"),),
     ),
     "version": Command(
-        "show the recorded versions and the one that this configuration would get",
-        "Shows the versions recorded under metadata/, and which ones the present configuration has or would get. Records nothing.",
-        (("pipeline version", "what there is"), ("pipeline version --explain", "which value changed from what to what")),
+        "show versions; hold them before a run, record them after it",
+        "Without an ACTION, shows the versions recorded under metadata/, and which ones the present configuration has or would get. "
+        "`reserve` looks whether anything changed since the last recorded run and, if so, holds the next IDs and numbers on the remote, "
+        "so that two runs at once never get the same. `record` makes one commit of what a run left in metadata/ on the remote's newest "
+        "state and pushes it together with the version tags; what others recorded meanwhile stays, and a version whose ID was taken gets "
+        "another. Neither touches your branch, index or files, but that `record` moves your branch on where it can. After a branch is "
+        "merged, `record` gives the run that was made on it its versions. In a workflow both hand on what they did as step outputs.",
+        (
+            ("pipeline version --explain", "which value changed from what to what"),
+            ("pipeline version reserve --dry-run", "would a run make new versions, and which"),
+            ("pipeline version record", "commit, tag and push what the last run made"),
+            ("pipeline version record --from handover --reservation 5d1c07e9a2b4f386", "in CI: what another job's run left"),
+        ),
     ),
     "verify": Command(
         "check that metadata and outputs are whole",
         "Reads versions, cards and output files and names everything that contradicts what was recorded. Exit code 4 when there is "
         "a problem.",
         (("pipeline verify", "after a merge, or before publishing"), ("pipeline verify --json", "the problems for a program")),
+    ),
+    "artifacts": Command(
+        "copy what CI may keep of a run",
+        "Copies the metadata folder and what `publish.artifacts` lists into a new folder. What the default names holds no record text.",
+        (("pipeline artifacts outputs/artifacts", "what a workflow uploads"),),
+    ),
+    "publish": Command(
+        "cards and metrics of a version -> the Hugging Face Hub",
+        "Publishes the current versions, or those named, to NAMESPACE/PROJECT-dataset, -model and -runs, a tag a version. Cards and "
+        "metrics go by default; rows and weights only when told. Before anything leaves, all of it is looked through for what seems "
+        "personal; exit code 5 names the places. What is there already is not sent again. The token is that of HF_TOKEN; without one the "
+        "workflow's own identity is used (Trusted Publishers).",
+        (
+            ("pipeline publish --dry-run", "every file and field that would go"),
+            ("pipeline publish --pending", "what was recorded and not published yet"),
+            ("pipeline publish 0003-model-1.0.1.0 --weights", "an older version, with its GGUF from the output folder"),
+        ),
     ),
     "doctor": Command(
         "say what this machine can do, and what to do about what is missing",
@@ -217,7 +244,36 @@ def _own_options(name: str, parser: argparse.ArgumentParser) -> None:
             "--no-fallback", action="store_true", help="fail where the model can't be trained, instead of making a model set"
         )
     if name == "version":
-        parser.add_argument("--explain", action="store_true", help="say which values changed, from what to what")
+        _version_options(parser)
+    if name == "verify":
+        parser.add_argument("--full", action="store_true", help="read every record again, also those that were found whole before")
+    if name == "artifacts":
+        parser.add_argument("folder", metavar="FOLDER", help="where to copy to; new or empty")
+    if name == "publish":
+        _publish_options(parser)
+
+
+def _version_options(parser: argparse.ArgumentParser) -> None:
+    actions = ("reserve", "record")
+    parser.add_argument("action", metavar="ACTION", nargs="?", default=None, choices=actions, help="reserve or record; without one, show")
+    parser.add_argument("--explain", action="store_true", help="say which values changed, from what to what")
+    parser.add_argument("--dry-run", action="store_true", help="reserve: say what would be held, and hold nothing")
+    parser.add_argument(
+        "--hold-minutes", metavar="N", type=int, help="reserve: how long a run may take before it counts as lost (default: 720)"
+    )
+    parser.add_argument("--from", metavar="FOLDER", dest="source", help="record: the metadata that a run left elsewhere, if any")
+    parser.add_argument("--reservation", metavar="CODE", help="record: which reservation the run had")
+    parser.add_argument("--remote", metavar="NAME", help="reserve, record: the git remote (default: origin)")
+    parser.add_argument("--pull-request", action="store_true", help="record: push a branch for a pull request; reserve: commit nothing")
+
+
+def _publish_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("names", metavar="NAME", nargs="*", default=[], help="versions; without any, those that the cards describe")
+    parser.add_argument("--pending", action="store_true", help="what is recorded as waiting, and nothing else")
+    parser.add_argument("--dry-run", action="store_true", help="show every file and field that would go, and send nothing")
+    parser.add_argument("--rows", action="store_true", help="also the rows and answers, which are record text")
+    parser.add_argument("--weights", action="store_true", help="also the model's GGUF, with what Ollama needs to run it")
+    parser.add_argument("--reviewed", metavar="CODE", help="let exactly the findings pass that were shown with this code")
 
 
 def _finetune_options(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ import sys
 import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pipeline.config import PipelineConfig
+    from pipeline.ports import Hub, Remote
     from pipeline.progress import Display
     from pipeline.run import Pipeline
     from pipeline.terminal import Part
 
+HOLD_MINUTES = 720
 UNTIL = {"run": "register"} | {stage: stage for stage in ("format", "finetune", "infer", "evaluate", "register", "report")}
 
 
@@ -68,7 +70,9 @@ def _work(args: Namespace) -> Result:
     from pipeline.process import logs_on_stderr, results_alone_on_stdout
     from pipeline.progress import display
 
-    work = {"plan": _plan, "version": _version, "verify": _verify, "doctor": _doctor}.get(args.command)
+    work = {
+        "plan": _plan, "version": _version, "verify": _verify, "artifacts": _artifacts, "publish": _publish, "doctor": _doctor,
+    }.get(args.command)  # fmt: skip
     with logs_on_stderr(args.verbose), results_alone_on_stdout():
         if work is not None:
             return work(args)
@@ -112,12 +116,95 @@ def _plan(args: Namespace) -> Result:
 
 
 def _version(args: Namespace) -> Result:
+    action = getattr(args, "action", None)
+    belongs = {"explain": None, "dry_run": "reserve", "hold_minutes": "reserve", "source": "record", "reservation": "record"}
+    flags = {"source": "--from"}
+    if wrong := [flags.get(name, "--" + name.replace("_", "-")) for name, owner in belongs.items() if name in args and owner != action]:
+        raise UsageError(
+            f"{', '.join(wrong)}: not for `pipeline version{f' {action}' if action else ''}`", hint="see `pipeline version --help`"
+        )
+    if action:
+        return _reserve(args) if action == "reserve" else _record(args)
     versions = _pipeline(args).versions(explain="explain" in args)
     return Result({"versions": versions}, lambda: _screen().version_parts(versions))
 
 
+def _reserve(args: Namespace) -> Result:
+    from datetime import timedelta
+
+    from pipeline import github, run_versions
+
+    minutes = getattr(args, "hold_minutes", HOLD_MINUTES)
+    if minutes < 1:
+        raise UsageError("--hold-minutes: must be 1 or more")
+    dry_run = "dry_run" in args or github.wants_dry_run()
+    pipeline = _pipeline(args)
+    done = run_versions.reserve(
+        pipeline, _remote(args, pipeline), hold=timedelta(minutes=minutes), dry_run=dry_run, pull_request="pull_request" in args
+    )
+    record = bool(done.allocations) and done.changed and not dry_run
+    outputs = {"changed": str(done.changed).lower(), "record": str(record).lower(), "reservation": done.nonce or ""}
+    github.write_outputs(outputs)
+    versions = {kind: {"name": r.name, "existing": r.existing} for kind, r in done.allocations.items()}
+    told = {"changed": done.changed, "reservation": done.nonce, "dry_run": dry_run, "versions": versions}
+    rest = {"why": done.why, "abandoned": done.abandoned, "remarks": done.remarks}
+    return Result({**told, **rest}, lambda: _screen().reserved_parts(done))
+
+
+def _record(args: Namespace) -> Result:
+    from pipeline import github, run_versions
+
+    pipeline = _pipeline(args)
+    source = Path(args.source) if "source" in args else None
+    done = run_versions.record(
+        pipeline, _remote(args, pipeline), source=source, nonce=getattr(args, "reservation", None) or None,
+        pull_request="pull_request" in args,
+    )  # fmt: skip
+    recorded = done.recorded
+    named = ", ".join(recorded.versions.values())
+    github.write_outputs(
+        {
+            "commit": recorded.commit or "",
+            "branch": recorded.branch if recorded.waits else "",
+            "versions": named,
+            "publish": str(done.publish).lower(),
+        }
+    )
+    return Result(
+        {**{each.name: getattr(recorded, each.name) for each in fields(recorded)}, "publish": done.publish},
+        lambda: _screen().recorded_parts(recorded),
+    )
+
+
+def _artifacts(args: Namespace) -> Result:
+    from pipeline import run_versions
+
+    files = run_versions.collect(_pipeline(args), Path(args.folder))
+    return Result({"folder": args.folder, "files": files}, lambda: _screen().artifact_parts(files, args.folder))
+
+
+def _publish(args: Namespace) -> Result:
+    from pipeline.progress import display
+    from pipeline.run_publish import Wanted, publish_versions
+
+    if "pending" in args and args.names:
+        raise UsageError("--pending publishes what the journal names: versions don't go with it", hint="leave out one or the other")
+    pipeline = _pipeline(args)
+    given = {name: True for name in ("pending", "dry_run", "rows", "weights") if name in args}
+    wanted = Wanted(tuple(args.names), reviewed=getattr(args, "reviewed", None), **given)
+    with display() as progress:
+        done = publish_versions(pipeline, wanted, hub=_hub, remote=lambda: _remote(args, pipeline), progress=progress)
+    return Result({each.name: getattr(done, each.name) for each in fields(done)}, lambda: _screen().published_parts(done, wanted.dry_run))
+
+
+def _hub() -> Hub:
+    from pipeline.backends.hub import HubClient
+
+    return HubClient()
+
+
 def _verify(args: Namespace) -> Result:
-    problems = _pipeline(args).verify()
+    problems = _pipeline(args).verify(full="full" in args)
     return Result({"problems": problems}, lambda: _screen().verify_parts(problems), ArtifactError.exit_code if problems else 0)
 
 
@@ -184,8 +271,17 @@ def _config(args: Namespace) -> PipelineConfig:
 
 
 def _environment_overrides() -> list[str]:
-    """PIPELINE_SET: a KEY=VALUE a line, as --set takes them. What a container's surroundings say of every command in it."""
-    return [line.strip() for line in os.environ.get("PIPELINE_SET", "").splitlines() if line.strip()]
+    """PIPELINE_SET: a KEY=VALUE a line, as --set takes them. What a container's surroundings say of every command in it; and what was
+    typed into the form of a manual workflow run."""
+    from pipeline import github
+
+    return [line.strip() for line in os.environ.get("PIPELINE_SET", "").splitlines() if line.strip()] + github.input_settings()
+
+
+def _remote(args: Namespace, pipeline: Pipeline) -> Remote:
+    from pipeline.backends.git import GitRemote
+
+    return GitRemote(pipeline.config.root, remote=getattr(args, "remote", "origin"))
 
 
 def _config_if_any(args: Namespace) -> PipelineConfig | None:

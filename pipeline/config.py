@@ -24,6 +24,7 @@ DEFAULT_FILE = "pipeline.yaml"
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+Artifact = Literal["cards", "summary", "scores", "report", "outputs", "dataset", "training_data", "model_set", "weights"]
 Metric = Literal["rouge", "chrf", "string_similarity", "semantic_similarity"]
 
 
@@ -133,7 +134,7 @@ class PublishConfig:
     private: bool = True
     weights: bool = False
     rows: bool = False
-    artifacts: Names = ("cards", "summary")
+    artifacts: tuple[Artifact, ...] = ("cards", "summary")  # what CI may keep
 
 
 @dataclass(frozen=True, kw_only=True)

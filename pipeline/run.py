@@ -8,6 +8,7 @@ import fcntl
 import functools
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,13 +24,13 @@ from pipeline.store import RunFolder, digest_file, explained, read_json, write_j
 if TYPE_CHECKING:
     from pipeline.fine_tuner import TuneConfig
     from pipeline.inference_runner import Flips, SystemRun
-    from pipeline.records import Answer, DataQuality, Evaluation, TrainingResult
-    from pipeline.versions import Allocation
+    from pipeline.records import Answer, DataQuality, Evaluation, Split, TrainingResult
+    from pipeline.versions import Allocation, Kind, Registry
 
 STAGES = ("format", "finetune", "infer", "evaluate", "version", "report", "register")
 # Part of each stage's key: raise one when its stage gives something else for the same inputs.
 STAGE_VERSIONS = {"format": 1, "finetune": 1, "infer": 2, "evaluate": 1, "version": 2, "report": 1, "register": 1}
-KINDS = ("dataset", "model", "run")
+KINDS: tuple[Kind, ...] = ("dataset", "model", "run")
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,9 @@ class Pipeline:
 
     def run(self, until: str = STAGES[-1], *, force: bool = False, replace: bool = False) -> RunResult:
         """Runs what is not cached, up to and including `until`. `replace`: a server's model of the version's name may be replaced."""
+        from pipeline.privacy import check_repository
+
+        check_repository(self.config.dataset.shareable, os.environ)
         self._check_gates()
         self._may_download, self._may_replace, self._base_missing = True, replace, False
         started = datetime.now(UTC)
@@ -136,7 +140,7 @@ class Pipeline:
                 self._primary(), config.evaluate, config.seed, *([flips] if (flips := self._facts("infer").get("flips")) else []),
             ],
             "version": lambda: [
-                [planned.key for planned in self._allocations(provisional=False).values()], self._found(), self._allocates(),
+                [planned.key for planned in self.allocations(provisional=False).values()], self._found(), self.allocates(),
                 config.project, config.dataset.license, config.dataset.language, config.publish,
             ],
             "register": lambda: [
@@ -169,8 +173,12 @@ class Pipeline:
         return None if self.config.dataset.columns.split or self._splits_file() in known else "the recorded splits changed"
 
     def _splits_file(self) -> str | None:
+        from pipeline.versions import read_reservation
+
         path = self.config.metadata_path / "versions" / "splits.csv"
-        return digest_file(path) if path.is_file() else None
+        own = digest_file(path) if path.is_file() else None
+        told = read_reservation(self.folder.path)
+        return fingerprint(own, told.assigned) if told and told.assigned else own
 
     def _metadata_lost(self) -> str | None:
         """What the version stage wrote is not there any more, or is not what it wrote."""
@@ -180,15 +188,20 @@ class Pipeline:
         paths = [self.config.metadata_path / f"{kind}_card.yaml" for kind in KINDS]
         if [digest_file(path) if path.is_file() else None for path in paths] != facts["cards"]:
             return "a card is missing or was changed"
-        if self._splits_file() is None:
+        if not (self.config.metadata_path / "versions" / "splits.csv").is_file():
             return "the recorded splits are missing"
-        lost = [planned.name for planned in self._allocations(provisional=False).values() if not planned.existing]
+        if self._registry().rebuilt:
+            return "the index of the versions is to be written again"
+        lost = [planned.name for planned in self.allocations(provisional=False).values() if not planned.existing]
         return f"{', '.join(lost)} is not recorded" if lost else None
 
-    def _allocates(self) -> bool:
-        from pipeline.versions import default_branch_state
+    def allocates(self) -> bool:
+        """Whether this checkout may give out versions: only the default branch does. In a container nothing may tell which one that is;
+        versions that are held for this run do."""
+        from pipeline.versions import default_branch_state, read_reservation
 
-        return default_branch_state(self.config.root).allocates
+        told = read_reservation(self.folder.path)
+        return bool(told and told.allocations) or default_branch_state(self.config.root).allocates
 
     def _facts(self, stage: str) -> Mapping[str, Any]:
         manifest = self.folder.manifest(stage)
@@ -303,10 +316,8 @@ class Pipeline:
 
     def _format(self) -> tuple[list[str], dict[str, Any]]:
         from pipeline.formatter_promptbuilder import format_dataset
-        from pipeline.versions import read_assignments
 
-        assigned = read_assignments(self.config.metadata_path)
-        quality = format_dataset(self.config, self.folder.path, assigned=assigned, progress=self.progress)
+        quality = format_dataset(self.config, self.folder.path, assigned=self._assigned(), progress=self.progress)
         records = self._records()
         rows = {name: quality.splits[name].rows for name in SPLITS}
         facts = {
@@ -397,7 +408,7 @@ class Pipeline:
         """Allocates the three versions, records them and writes the cards; provisional ones write nothing."""
         from pipeline.versions import write_assignments
 
-        allocations = self._allocations(provisional=not self._allocates())
+        allocations = self.allocations(provisional=not self.allocates())
         recorded = not any(allocation.provisional for allocation in allocations.values())
         versions = {kind: allocation.name for kind, allocation in allocations.items()}
         cards: list[str] = []
@@ -444,14 +455,17 @@ class Pipeline:
 
     # --- versions and cards ---
 
-    def _allocations(self, *, provisional: bool) -> dict[str, Allocation]:
-        from pipeline.versions import Registry, dataset_inputs, model_inputs, run_inputs
+    def allocations(
+        self, *, provisional: bool, registry: Registry | None = None, method: Literal["lora", "model_set"] | None = None
+    ) -> dict[Kind, Allocation]:
+        """The versions that this configuration has or would get. `method`: how the model will be made, where it is not made yet."""
+        from pipeline.versions import dataset_inputs, model_inputs, run_inputs
 
         config = self.config
-        registry = Registry.load(config.metadata_path)
+        registry = registry or self._registry()
         base = self._find_base()
         rows = self._digest("format", "formatted_dataset.csv") or ""
-        method: Literal["lora", "model_set"] = "lora" if self._facts("finetune").get("approach") == "fine_tuning" else "model_set"
+        method = method or ("lora" if self._facts("finetune").get("approach") == "fine_tuning" else "model_set")
         dataset = registry.plan(dataset_inputs(config, rows), provisional=provisional)
         model = registry.plan(
             model_inputs(config, base.facts if base else None, self._facts("format").get("train_valid", ""), method),
@@ -462,13 +476,36 @@ class Pipeline:
         )
         return {"dataset": dataset, "model": model, "run": run}
 
-    def _write_cards(self, allocations: Mapping[str, Allocation]) -> list[str]:
+    def _registry(self) -> Registry:
+        """The recorded versions, and those that are held for this run."""
+        from pipeline.versions import Registry, read_reservation
+
+        told = read_reservation(self.folder.path)
+        return Registry.load(self.config.metadata_path, ours=told.allocations if told else ())
+
+    def _assigned(self) -> dict[str, Split]:
+        """The split of every row that a version assigned: of those recorded here, and of those recorded since this checkout was made."""
+        from pipeline.versions import read_assignments, read_reservation
+
+        told = read_reservation(self.folder.path)
+        return {**read_assignments(self.config.metadata_path), **(told.assigned if told else {})}
+
+    def expected_method(self) -> Literal["lora", "model_set"]:
+        """How the model was made or, where that is still to be done, will most likely be made."""
+        from pipeline.fine_tuner import FEWEST_ROWS
+
+        if self._why("finetune") is None:
+            return "lora" if self._primary() == "fine_tuned" else "model_set"
+        base = self._find_base()
+        trains = self.config.train.enabled and base is not None and base.why_untrainable is None and len(self._records()) >= FEWEST_ROWS
+        return "lora" if trains else "model_set"
+
+    def _write_cards(self, allocations: Mapping[Kind, Allocation]) -> list[str]:
         from pipeline import cards
         from pipeline.version_branch import head_commit
-        from pipeline.versions import Registry
 
         config, metadata = self.config, self.config.metadata_path
-        registry = Registry.load(metadata)
+        registry = self._registry()
         now, commit = _now(), head_commit(config.root)
         primary = "fine_tuned_model.gguf" if self._facts("finetune").get("approach") == "fine_tuning" else "model_set_config.json"
         artifacts = {
@@ -530,37 +567,39 @@ class Pipeline:
 
     def versions(self, explain: bool = False) -> list[Mapping[str, Any]]:
         """The recorded versions, and first what this configuration has or would get, with reasons."""
-        from pipeline.versions import Registry
-
-        registry = Registry.load(self.config.metadata_path)
+        registry = self._registry()
         found: list[Mapping[str, Any]] = []
         if self.folder.manifest("finetune"):
-            for kind, planned in self._allocations(provisional=not self._allocates()).items():
+            for planned in self.allocations(provisional=not self.allocates()).values():
                 why = list(planned.why) + (registry.explain(planned.kind, planned.id) if explain and planned.existing else [])
-                found.append({"kind": kind, "name": planned.name, "state": _state(planned), "why": list(dict.fromkeys(why))})
+                found.append({"kind": planned.kind, "name": planned.name, "state": _state(planned), "why": list(dict.fromkeys(why))})
         for kind in KINDS:
-            for line in registry.history(kind):  # type: ignore[arg-type]
+            for line in registry.history(kind):
                 found.append({"kind": kind, "state": "recorded", **line})
         return found
 
-    def verify(self) -> list[str]:
-        """Problems in the metadata and of files that are not what their stage left; empty when all is well."""
+    def verify(self, *, full: bool = False) -> list[str]:
+        """Problems in the metadata and of files that are not what their stage left; empty when all is well. What an earlier call found
+        good and what has not changed since is not read again, unless `full`."""
         from pipeline import cards
+        from pipeline.publish import read_journal
         from pipeline.versions import verify
 
-        problems = list(verify(self.config.metadata_path)) if self.config.metadata_path.is_dir() else []
+        metadata = self.config.metadata_path
+        problems = verify(metadata, full=full, cache=self.folder / ".verified.tsv") if metadata.is_dir() else []
         for kind in KINDS:
-            path = self.config.metadata_path / f"{kind}_card.yaml"
-            if path.is_file():
-                problems += [f"{path.name}: {problem}" for problem in cards.validate_card(kind, cards.read_card(path))]
+            path = metadata / f"{kind}_card.yaml"
+            with contextlib.suppress(ArtifactError):  # a card that can't be read is named already
+                problems += (
+                    [f"{path.name}: {problem}" for problem in cards.validate_card(kind, cards.read_card(path))] if path.is_file() else []
+                )
+        try:
+            read_journal(metadata)
+        except ArtifactError as error:
+            problems.append(f"{error}; {error.hint}")
         for stage in STAGES:
             problems += [problem] if (problem := self.folder.damaged(stage)) else []
-            for name, entry in ((self.folder.manifest(stage) or {}).get("files") or {}).items():
-                path = self.folder / name
-                if not path.is_file():
-                    problems.append(f"{path}: missing (left by {stage})")
-                elif digest_file(path) != entry["digest"]:
-                    problems.append(f"{path}: is not what {stage} left")
+            problems += [f"{problem} (left by {stage})" for problem in self.folder.changed(stage, full=full)]
         return problems
 
     # --- what stages left ---

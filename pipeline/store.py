@@ -130,15 +130,19 @@ class RunFolder:
             return "never finished here"
         if manifest["key"] != key:
             return "its inputs changed"
-        for name, entry in manifest["files"].items():
+        return next(iter(self.changed(stage)), None)
+
+    def changed(self, stage: str, *, full: bool = False) -> Iterator[str]:
+        """What is wrong with the files that the stage left. `full` compares every file by its digest."""
+        for name, entry in ((self.manifest(stage) or {}).get("files") or {}).items():
             path = self.path / name
             if not path.is_file():
-                return f"{name} is missing"
+                yield f"{name} is missing"
+                continue
             status = path.stat()
-            same = status.st_size == entry["size"] and (status.st_mtime_ns == entry["mtime_ns"] or digest_file(path) == entry["digest"])
-            if not same:
-                return f"{name} was changed"
-        return None
+            untouched = not full and status.st_mtime_ns == entry["mtime_ns"]
+            if status.st_size != entry["size"] or not (untouched or digest_file(path) == entry["digest"]):
+                yield f"{name} was changed"
 
     def finish(self, stage: str, key: str, files: list[str], facts: Mapping[str, Any] | None = None) -> None:
         """Records the stage as done. Call it last."""

@@ -19,6 +19,9 @@ from pipeline.progress import duration
 if TYPE_CHECKING:
     from pipeline.machine import Check
     from pipeline.run import RunResult, StagePlan
+    from pipeline.run_publish import PublishResult
+    from pipeline.version_record import Recorded
+    from pipeline.version_reserve import Reserved
 
 WIDTH_OF_A_FILE = 160  # columns, where stdout is no terminal and COLUMNS is not set
 Part = str | Text | Table
@@ -143,6 +146,68 @@ def version_parts(versions: Sequence[Mapping[str, Any]]) -> Iterator[Part]:
         yield from (Text(f"{entry['name']}: {sentence}") for sentence in why)
 
 
+def reserved_parts(done: Reserved) -> Iterator[Part]:
+    if not done.changed:
+        yield Text("nothing changed: these inputs are recorded already, and no run is needed", style="bold")
+    elif not done.allocations:
+        yield Text("nothing is held", style="bold")
+    else:
+        yield Text("a run would make new versions; nothing was held" if done.dry_run else "held for the run:", style="bold")
+    yield from _pairs({kind: f"{r.name}{' (recorded already)' if r.existing else ''}" for kind, r in done.allocations.items()})
+    yield from (f"  {sentence}" for sentence in done.why)
+    if done.abandoned:
+        yield f"recorded as abandoned, since their runs did not come back: {', '.join(done.abandoned)}"
+    yield from done.remarks
+
+
+def recorded_parts(done: Recorded) -> Iterator[Part]:
+    if done.commit is None:
+        yield Text("nothing to record: the remote has all of it", style="bold")
+    elif done.waits:
+        yield Text(f"pushed to the branch {done.branch}: open a pull request from it", style="bold")
+    else:
+        yield Text(f"recorded on {done.branch} as {done.commit[:12]}", style="bold")
+    yield from _pairs(dict(done.versions))
+    yield from (f"{old} is called {new} now: its name was taken meanwhile" for old, new in done.renamed.items())
+    for what, names in (("failed", done.failed), ("abandoned", done.abandoned)):
+        if names:
+            yield f"recorded as {what}: {', '.join(names)}"
+    yield from done.remarks
+    if done.in_own_checkout is False:
+        yield "this checkout does not follow by itself: drop its own changes of metadata/, then `git pull`"
+
+
+def published_parts(done: PublishResult, dry_run: bool) -> Iterator[Part]:
+    for preview in done.previews:
+        there = "; it is there already, so nothing would" if preview.published else ""
+        yield Text(f"{preview.name} would go to {preview.repo_id} ({'private' if preview.private else 'public'}){there}", style="bold")
+        table = _table("file", ">bytes")
+        for file in preview.files:
+            table.add_row(file.path, str(file.size))
+        yield table
+        for file in preview.files:
+            if file.fields:
+                yield f"{file.path}:"
+                yield from ("  " + line for line in _yaml_lines(file.fields))
+    for version in done.published:
+        yield f"{version.name}: {'published' if version.changed else 'there already'}: {version.url}"
+    if not done.published and not done.previews:
+        yield Text("nothing waits to be published", style="bold")
+    elif dry_run:
+        yield "nothing was sent"
+    yield from done.remarks
+
+
+def _yaml_lines(fields: Mapping[str, Any]) -> list[str]:
+    from pipeline import yaml_text
+
+    return yaml_text.dump(fields).splitlines()
+
+
+def artifact_parts(files: Sequence[str], folder: str) -> Iterator[Part]:
+    yield f"{len(files)} files copied to {folder}"
+
+
 def verify_parts(problems: Sequence[str]) -> Iterator[Part]:
     if not problems:
         yield "metadata and outputs are whole"
@@ -177,7 +242,7 @@ def _table(*headings: str) -> Table:
     return table
 
 
-def _pairs(facts: Mapping[str, Any]) -> Iterator[str]:
+def _pairs(facts: Mapping[Any, Any]) -> Iterator[str]:
     """Lines rather than a table: a path must stay one word, however long."""
     width = max(map(len, facts), default=0)
     yield from (f"{name:<{width}}  {value}" for name, value in facts.items())

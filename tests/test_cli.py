@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from pipeline import cli, process, run
+from pipeline import cli, process, run, run_publish, run_versions
 from pipeline.arguments import COMMANDS, STAGES, parse
 from pipeline.config import PipelineConfig
 from pipeline.errors import (
@@ -91,7 +91,8 @@ class FakePipeline:
             {"kind": "model", "state": "recorded", "name": "0001-model-1.0.0.0", "created": "2026-11-23"},
         ]
 
-    def verify(self) -> list[str]:
+    def verify(self, *, full: bool = False) -> list[str]:
+        self.full = full
         type(self).acts[-1](self)
         return self.problems
 
@@ -104,9 +105,21 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[FakePipeline]:
         made: ClassVar[list[FakePipeline]] = []
         outcome: ClassVar[Mapping[str, Any]] = {}
         problems: ClassVar[list[str]] = []
+        wanted: ClassVar[run_publish.Wanted]
         acts: ClassVar[list[Callable[[FakePipeline], object]]] = [lambda pipeline: pipeline.progress("train", 0, 10, "epoch 1/1")]
 
+    def collect(pipeline: Any, folder: Path) -> tuple[str, ...]:
+        Fake.acts[-1](pipeline)
+        return ("summary.md",)
+
+    def publish(pipeline: Any, wanted: run_publish.Wanted, **_: Any) -> run_publish.PublishResult:
+        Fake.acts[-1](pipeline)
+        Fake.wanted = wanted
+        return run_publish.PublishResult()
+
     monkeypatch.setattr(run, "Pipeline", Fake)
+    monkeypatch.setattr(run_versions, "collect", collect)
+    monkeypatch.setattr(run_publish, "publish_versions", publish)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("COLUMNS", raising=False)
     (tmp_path / "pipeline.yaml").write_text("project: tried\ntrain: {epochs: 2}\n", encoding="utf-8")
@@ -148,7 +161,8 @@ def test_every_command_has_help_with_an_example_that_parses(command: str, capsys
 
 def test_help_lists_the_commands_of_the_issue(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(COMMANDS) == [
-        "run", "plan", "format", "finetune", "infer", "evaluate", "register", "report", "version", "verify", "doctor",
+        "run", "plan", "format", "finetune", "infer", "evaluate", "register", "report", "version", "verify", "artifacts",
+        "publish", "doctor",
     ]  # fmt: skip
     with pytest.raises(SystemExit):
         cli.main(["--help"])
@@ -330,7 +344,7 @@ def test_json_is_one_object_and_nothing_else(command: str, fake: type[FakePipeli
         os.write(1, b"and one in C as well\n")
 
     fake.acts.append(chatty)
-    code = cli.main([command, "--json"])
+    code = cli.main([command, "--json", *(["folder"] if command == "artifacts" else [])])
     out, err = capfd.readouterr()
     found = one_object(out)
     assert (found["command"], found["exit_code"], code) == (command, 0, 0)
@@ -408,6 +422,47 @@ def test_version(fake: type[FakePipeline], capsys: pytest.CaptureFixture[str]) -
     assert "0002-model-1.0.1.0: train.epochs changed from 3 to 5" in out
     assert cli.main(["version"]) == 0
     assert "changed from" not in capsys.readouterr().out
+
+
+def test_verify_reads_everything_when_told(fake: type[FakePipeline]) -> None:
+    for argv, full in ((["verify"], False), (["verify", "--full"], True)):
+        assert cli.main(argv) == 0
+        assert fake.made[-1].full is full
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["--explain", "reserve"], ["record", "--dry-run"], ["--from", "x"], ["reserve", "--reservation", "c"], ["--hold-minutes", "5"],
+     ["reserve", "--hold-minutes", "0"]],
+)  # fmt: skip
+def test_options_of_another_action_are_refused(argv: list[str], fake: type[FakePipeline], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["version", *argv]) == 2
+    assert "--" in capsys.readouterr().err
+    assert not fake.made
+
+
+def test_publish_says_what_was_asked_for(fake: type[FakePipeline]) -> None:
+    assert cli.main(["publish", "--dry-run", "--rows", "--", "0001-model-1.0.0.0"]) == 0
+    assert fake.wanted == run_publish.Wanted(names=("0001-model-1.0.0.0",), dry_run=True, rows=True)
+    assert cli.main(["publish", "--pending", "--weights", "--reviewed", "c0de"]) == 0
+    assert fake.wanted == run_publish.Wanted(pending=True, weights=True, reviewed="c0de")
+    assert cli.main(["publish", "--pending", "0001-model-1.0.0.0"]) == 2
+
+
+def test_versions_need_a_remote(fake: type[FakePipeline], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["version", "record"]) == 2
+    assert "is in no git repository" in capsys.readouterr().err
+
+
+def test_the_form_of_a_workflow_is_a_setting(fake: type[FakePipeline], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIPELINE_SET", "train.epochs=7\ntrain.batch_size=2")
+    monkeypatch.setenv(
+        "PIPELINE_INPUTS", json.dumps({"epochs": "5", "dataset": "", "base_model": "m\ntrain.rank=1", "publish": "as configured"})
+    )
+    assert cli.main(["plan"]) == 0
+    config = fake.made[-1].config
+    assert (config.train.epochs, config.train.batch_size, config.train.rank) == (5, 2, 16)
+    assert config.model.name == "m\ntrain.rank=1"
 
 
 def test_verify(fake: type[FakePipeline], capsys: pytest.CaptureFixture[str]) -> None:
@@ -651,7 +706,7 @@ def test_durations(seconds: float, words: str) -> None:
 
 SLOW = """
     import sys, threading, time
-    from pipeline import cli, run
+    from pipeline import cli, run, run_publish, run_versions
 
     class Slow:
         def __init__(self, config, **settings):
