@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import functools
-import json
 import logging
 import os
 import time
@@ -19,12 +17,13 @@ from pipeline.config import PipelineConfig
 from pipeline.errors import ArtifactError, ModelNotFoundError, OutputError
 from pipeline.ports import BaseModel, Engine, Progress, Serving, quiet
 from pipeline.records import SPLITS, ModelFacts, Record, fingerprint, to_plain
+from pipeline.run_left import Left
 from pipeline.store import RunFolder, digest_file, explained, read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from pipeline.fine_tuner import TuneConfig
     from pipeline.inference_runner import Flips, SystemRun
-    from pipeline.records import Answer, DataQuality, Evaluation, Split, TrainingResult
+    from pipeline.records import Split
     from pipeline.versions import Allocation, Kind, Registry
 
 STAGES = ("format", "finetune", "infer", "evaluate", "version", "report", "register")
@@ -68,6 +67,7 @@ class Pipeline:
     def __init__(self, config: PipelineConfig, *, progress: Progress = quiet, debug: bool = False, fallback: bool = True) -> None:
         self.config, self.progress, self.debug, self.fallback = config, progress, debug, fallback
         self.folder = RunFolder(config.output_path)
+        self.left = Left(config, self.folder)
         self.scale = config.dataset.scale
         self._base: BaseModel | None = None
         self._base_missing = self._may_download = False  # looking at the plan fetches nothing
@@ -101,12 +101,16 @@ class Pipeline:
         with self._alone():
             for stage in STAGES[: STAGES.index(until) + 1]:
                 if not force and self._why(stage) is None:
-                    outcomes.append(StageOutcome(stage, "cached", 0.0, self._facts(stage).get("summary", "")))
+                    outcomes.append(StageOutcome(stage, "cached", 0.0, self.left.facts(stage).get("summary", "")))
                     continue
                 outcomes.append(self._run_stage(stage))
         result = self._result(tuple(outcomes))
-        if not result.unchanged and "run" in result.versions and self._facts("version").get("recorded"):
-            self._write_log(result, started)
+        if not result.unchanged and "run" in result.versions and self.left.facts("version").get("recorded"):
+            from pipeline.run_cards import write_log
+
+            path = self.config.metadata_path / "runs" / f"{result.versions['run']}.jsonl"
+            counts = {"infer": self.left.facts("infer").get("counts")}
+            write_log(path, result.stages, started=started, exit_code=result.exit_code, counts=counts)
         return result
 
     def _run_stage(self, stage: str) -> StageOutcome:
@@ -122,32 +126,33 @@ class Pipeline:
 
     def _key(self, stage: str) -> str:
         """What the stage is asked for: its settings and the digests of what it reads."""
-        config = self.config
+        config, left = self.config, self.left
         parts: dict[str, Callable[[], list[Any]]] = {
             "format": lambda: [
                 self._table_digest(), _without(config.dataset, "path", "license", "language", "shareable"), config.prompt, config.seed,
             ],
             "finetune": lambda: [
-                self._facts("format").get("train_valid"), self.scale, config.train, config.prompt, config.generate, config.model_set,
-                self._wants_model_set(), config.seed, self._base_identity(), *self._manner(),
+                left.facts("format").get("train_valid"), self.scale, config.train, config.prompt, config.generate, config.model_set,
+                left.wants_model_set(), config.seed, self._base_identity(), *self._manner(),
             ],
             "infer": lambda: [
-                self._facts("format").get("test"), self.scale.labels, self._systems(), config.generate, config.prompt.max_tokens,
+                left.facts("format").get("test"), self.scale.labels, left.systems(), config.generate, config.prompt.max_tokens,
                 *([self._through()] if self._serving.served_apart() else []),
             ],
             "evaluate": lambda: [
-                self._digest("infer", "outputs.jsonl"), self._digest("format", "formatted_dataset.csv"), self.scale, self._systems(),
-                self._primary(), config.evaluate, config.seed, *([flips] if (flips := self._facts("infer").get("flips")) else []),
+                left.digest("infer", "outputs.jsonl"), left.digest("format", "formatted_dataset.csv"), self.scale,
+                left.systems(),
+                left.primary(), config.evaluate, config.seed, *([flips] if (flips := left.facts("infer").get("flips")) else []),
             ],
             "version": lambda: [
                 [planned.key for planned in self.allocations(provisional=False).values()], self._found(), self.allocates(),
                 config.project, config.dataset.license, config.dataset.language, config.publish,
             ],
             "register": lambda: [
-                self._through(), self._facts("version").get("versions"), self._facts("version").get("recorded"), self._systems(),
+                self._through(), left.facts("version").get("versions"), left.facts("version").get("recorded"), left.systems(),
             ],
             "report": lambda: [
-                self._found(), self._digest("format", "formatted_dataset.csv"), self._facts("version").get("versions"), self._settings(),
+                self._found(), left.digest("format", "formatted_dataset.csv"), left.facts("version").get("versions"), self._settings(),
             ],
         }  # fmt: skip
         return fingerprint(stage, STAGE_VERSIONS[stage], *parts[stage]())
@@ -155,7 +160,7 @@ class Pipeline:
     def _found(self) -> list[str | None]:
         """Digests of what cards and report speak of."""
         files = (("format", "data_quality.json"), ("finetune", "fine_tuning_metadata.json"), ("evaluate", "scores.json"))
-        return [self._digest(stage, name) for stage, name in files]
+        return [self.left.digest(stage, name) for stage, name in files]
 
     def _settings(self) -> dict[str, Any]:
         """The configuration as the report shows it."""
@@ -169,7 +174,7 @@ class Pipeline:
 
     def _splits_moved(self) -> str | None:
         """The recorded splits are neither those that were read when the rows were formatted nor those that were written then."""
-        known = (self._facts("format").get("splits_file"), self._facts("version").get("splits_file"))
+        known = (self.left.facts("format").get("splits_file"), self.left.facts("version").get("splits_file"))
         return None if self.config.dataset.columns.split or self._splits_file() in known else "the recorded splits changed"
 
     def _splits_file(self) -> str | None:
@@ -182,7 +187,7 @@ class Pipeline:
 
     def _metadata_lost(self) -> str | None:
         """What the version stage wrote is not there any more, or is not what it wrote."""
-        facts = self._facts("version")
+        facts = self.left.facts("version")
         if not facts.get("recorded"):
             return None
         paths = [self.config.metadata_path / f"{kind}_card.yaml" for kind in KINDS]
@@ -202,14 +207,6 @@ class Pipeline:
 
         told = read_reservation(self.folder.path)
         return bool(told and told.allocations) or default_branch_state(self.config.root).allocates
-
-    def _facts(self, stage: str) -> Mapping[str, Any]:
-        manifest = self.folder.manifest(stage)
-        return manifest["facts"] if manifest else {}
-
-    def _digest(self, stage: str, name: str) -> str | None:
-        manifest = self.folder.manifest(stage)
-        return manifest["files"].get(name, {}).get("digest") if manifest else None
 
     def _table_digest(self) -> str | None:
         try:
@@ -239,7 +236,7 @@ class Pipeline:
             try:
                 self._base = self._base_of_name(verify=False)
             except ModelNotFoundError as error:
-                made = self._facts("finetune")
+                made = self.left.facts("finetune")
                 if made.get("base") == self.config.model.name and made.get("models", {}).get("base"):
                     # it was here when these results were made: to make others without it would throw them away
                     raise ModelNotFoundError(
@@ -264,25 +261,12 @@ class Pipeline:
         return [manner] if manner else []
 
     def _fallback_refused(self) -> str | None:
-        made = self._facts("finetune")
+        made = self.left.facts("finetune")
         if not self.fallback and made.get("approach") == "model_set":
             return "a model set was made, and the fallback is off now"
         if made.get("approach") == "fine_tuning" and self._serving.served_apart() and not made.get("served"):
             return "what the server answers was not compared with the trained model"  # training itself goes on from its checkpoint
         return None
-
-    def _wants_model_set(self) -> bool:
-        return self.config.model_set.compare or "model_set" in self.config.evaluate.systems
-
-    def _primary(self) -> str:
-        """The system that the verdict is about and the run is named after."""
-        return "fine_tuned" if self._facts("finetune").get("approach") == "fine_tuning" else "model_set"
-
-    def _systems(self) -> dict[str, str]:
-        """The systems to ask and the digest of each one's model: those configured, as far as the model stage made them."""
-        made: Mapping[str, str] = self._facts("finetune").get("models", {})
-        wanted = [*self.config.evaluate.systems, self._primary(), *(["model_set"] if self._wants_model_set() else [])]
-        return {name: made[name] for name in ("base", "fine_tuned", "model_set") if name in made and name in wanted}
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
@@ -308,7 +292,7 @@ class Pipeline:
             from pipeline.evaluation_gates import check_gates
 
             given = ["copilot"] * (self.config.dataset.copilot is not None) + list(self.config.dataset.raters)
-            tuned, prompted = self.config.train.enabled, self._wants_model_set() or not self.config.train.enabled
+            tuned, prompted = self.config.train.enabled, self.left.wants_model_set() or not self.config.train.enabled
             models = ["base", *(["fine_tuned"] if tuned else []), *(["model_set"] if prompted else [])]
             check_gates(self.config.evaluate, systems=[*models, *given, "majority"], scale=self.scale)
 
@@ -318,7 +302,7 @@ class Pipeline:
         from pipeline.formatter_promptbuilder import format_dataset
 
         quality = format_dataset(self.config, self.folder.path, assigned=self._assigned(), progress=self.progress)
-        records = self._records()
+        records = self.left.records()
         rows = {name: quality.splits[name].rows for name in SPLITS}
         facts = {
             "train_valid": fingerprint([r for r in map(_trained_on, records) if r["split"] != "test"]),
@@ -336,7 +320,7 @@ class Pipeline:
             open_engine=lambda model, **settings: self._serving.on_file(self._base_or_fail())(model, **settings),
             serve=(lambda model: self._serving.serve(self._base_or_fail(), model)) if self._serving.served_apart() else None,
         )  # fmt: skip
-        records = self._records()
+        records = self.left.records()
         tune = self._tune_config()
         _, made = tuner.tune(records, self.scale, tune, self.folder.path)
         base = self._find_base()
@@ -345,21 +329,21 @@ class Pipeline:
         if made["approach"] == "fine_tuning":
             files = list(FINE_TUNED_FILES)
             models["fine_tuned"] = made["digests"]["fine_tuned_model.gguf"]
-            if self._wants_model_set():
+            if self.left.wants_model_set():
                 tuner.make_model_set(base, records, self.scale, tune, self.folder.path, "compared with the fine-tuned model")
                 files.append("model_set_config.json")
         if "model_set_config.json" in files and base:
-            models["model_set"] = self._model_set().model_digest
+            models["model_set"] = self.left.model_set().model_digest
         facts = {"approach": made["approach"], "models": models, "served": "served" in made["validation"], "base": self.config.model.name}
         return files, {**facts, "summary": _summary_of_tuning(made)}
 
     def _infer(self) -> tuple[list[str], dict[str, Any]]:
         from pipeline.inference_runner import SystemRun, run_inference
 
-        rows = [record for record in self._records() if record.split == "test"]
+        rows = [record for record in self.left.records() if record.split == "test"]
         runs = [
             SystemRun(system, self._prompts(system, rows), digest, functools.partial(self._answering, system))
-            for system, digest in self._systems().items()
+            for system, digest in self.left.systems().items()
         ]
         asked: dict[str, Any] = {
             "scale": self.scale, "generate": self.config.generate, "max_prompt_tokens": self.config.prompt.max_tokens,
@@ -378,14 +362,14 @@ class Pipeline:
         """How far a server's answers differ when it is asked again."""
         from pipeline.inference_runner import ask_again
 
-        primary = next((run for run in runs if run.system == self._primary()), None)
+        primary = next((run for run in runs if run.system == self.left.primary()), None)
         return ask_again(primary, self.folder / "outputs.jsonl", **asked) if primary and self._serving.served_apart() else None
 
     def _prompts(self, system: str, rows: Sequence[Record]) -> list[Any]:
         from pipeline.prompts import messages_for
         from pipeline.records import Prompt
 
-        messages = self._model_set().messages_for if system == "model_set" else messages_for
+        messages = self.left.model_set().messages_for if system == "model_set" else messages_for
         return [Prompt(row.record_id, messages(row)) for row in rows]
 
     def _evaluate(self) -> tuple[list[str], dict[str, Any]]:
@@ -393,12 +377,12 @@ class Pipeline:
         from pipeline.evaluation import evaluate, gate_exit_code
         from pipeline.inference_runner import Flips
 
-        records = self._records()
+        records = self.left.records()
         rows = [record for record in records if record.split == "test"]
-        flips = self._facts("infer").get("flips")
+        flips = self.left.facts("infer").get("flips")
         scores = evaluate(
-            rows, self._answers(rows), scale=self.scale, config=self.config.evaluate, score=RagasScorer(), seed=self.config.seed,
-            primary=self._primary(), train_labels=[record.label for record in records if record.split == "train"],
+            rows, self.left.answers(rows), scale=self.scale, config=self.config.evaluate, score=RagasScorer(), seed=self.config.seed,
+            primary=self.left.primary(), train_labels=[record.label for record in records if record.split == "train"],
             remarks=[Flips(**flips).words] if flips else [], progress=self.progress,
         )  # fmt: skip
         write_json(self.folder / "scores.json", scores)
@@ -414,9 +398,14 @@ class Pipeline:
         cards: list[str] = []
         if recorded:
             from pipeline.formatter_promptbuilder import row_key
+            from pipeline.run_cards import write_cards
 
-            cards = self._write_cards(allocations)
-            write_assignments(self.config.metadata_path, {row_key(r.prompt): r.split for r in self._records()})
+            base = self._find_base()
+            cards = write_cards(
+                self.config, self.left, self._registry(), allocations, base=base.facts if base else None, serving=self._serving.facts,
+                now=_now(),
+            )  # fmt: skip
+            write_assignments(self.config.metadata_path, {row_key(r.prompt): r.split for r in self.left.records()})
         why = [sentence for allocation in allocations.values() for sentence in allocation.why]
         summary = ", ".join(versions.values()) + ("" if recorded else " (provisional: not the default branch)")
         facts = {"versions": versions, "recorded": recorded, "why": why, "cards": cards, "splits_file": self._splits_file()}
@@ -432,25 +421,25 @@ class Pipeline:
 
     def _register(self) -> tuple[list[str], dict[str, Any]]:
         """Keeps what was made under its version's name, where a server can."""
-        name, base = self._facts("version")["versions"]["model"], self._find_base()
+        name, base = self.left.facts("version")["versions"]["model"], self._find_base()
         if not self._serving.served_apart():
             return [], {"kept": [], "summary": "no server to keep models"}
         if base is None:
             return [], {"kept": [], "summary": "nothing to register: the base model was not found"}
-        if not self._facts("version").get("recorded"):
+        if not self.left.facts("version").get("recorded"):
             return [], {"kept": [], "summary": "provisional versions are not registered"}
         made: list[Any] = []
-        if self._primary() == "fine_tuned":
+        if self.left.primary() == "fine_tuned":
             made.append((name, self.folder / "fine_tuned_model.gguf"))
-        if "model_set" in self._systems():
-            made.append((f"{name}:model-set" if made else name, self._model_set().create_request()))
+        if "model_set" in self.left.systems():
+            made.append((f"{name}:model-set" if made else name, self.left.model_set().create_request()))
         kept = [self._serving.keep(called, base, model, replace=self._may_replace) for called, model in made]
         names = ", ".join(model.name for model in kept if model)
         return [], {"kept": to_plain(kept), "summary": f"ollama run {names}" if len(kept) == 1 else f"registered: {names}"}
 
     def _unregistered(self) -> str | None:
         """A model that was registered is not on the server any more."""
-        gone = [kept["name"] for kept in self._facts("register").get("kept", []) if not self._serving.has(kept["name"], kept["digest"])]
+        gone = [kept["name"] for kept in self.left.facts("register").get("kept", []) if not self._serving.has(kept["name"], kept["digest"])]
         return f"{', '.join(gone)} is not registered any more" if gone else None
 
     # --- versions and cards ---
@@ -464,11 +453,11 @@ class Pipeline:
         config = self.config
         registry = registry or self._registry()
         base = self._find_base()
-        rows = self._digest("format", "formatted_dataset.csv") or ""
-        method = method or ("lora" if self._facts("finetune").get("approach") == "fine_tuning" else "model_set")
+        rows = self.left.digest("format", "formatted_dataset.csv") or ""
+        method = method or ("lora" if self.left.facts("finetune").get("approach") == "fine_tuning" else "model_set")
         dataset = registry.plan(dataset_inputs(config, rows), provisional=provisional)
         model = registry.plan(
-            model_inputs(config, base.facts if base else None, self._facts("format").get("train_valid", ""), method),
+            model_inputs(config, base.facts if base else None, self.left.facts("format").get("train_valid", ""), method),
             lineage={"dataset": dataset}, provisional=provisional,
         )  # fmt: skip
         run = registry.plan(
@@ -495,75 +484,10 @@ class Pipeline:
         from pipeline.fine_tuner import FEWEST_ROWS
 
         if self._why("finetune") is None:
-            return "lora" if self._primary() == "fine_tuned" else "model_set"
+            return "lora" if self.left.primary() == "fine_tuned" else "model_set"
         base = self._find_base()
-        trains = self.config.train.enabled and base is not None and base.why_untrainable is None and len(self._records()) >= FEWEST_ROWS
+        trains = self.config.train.enabled and base is not None and base.why_untrainable is None and len(self.left.records()) >= FEWEST_ROWS
         return "lora" if trains else "model_set"
-
-    def _write_cards(self, allocations: Mapping[Kind, Allocation]) -> list[str]:
-        from pipeline import cards
-        from pipeline.version_branch import head_commit
-
-        config, metadata = self.config, self.config.metadata_path
-        registry = self._registry()
-        now, commit = _now(), head_commit(config.root)
-        primary = "fine_tuned_model.gguf" if self._facts("finetune").get("approach") == "fine_tuning" else "model_set_config.json"
-        artifacts = {
-            "dataset": self._digest("format", "formatted_dataset.csv"),
-            "model": self._digest("finetune", primary),
-            "run": self._digest("evaluate", "scores.json"),
-        }
-        machine = {"model": self._build_machine()}
-        version = {
-            kind: registry.record(allocation, created=now, artifact=artifacts[kind], machine=machine.get(kind, {}), commit=commit)
-            for kind, allocation in allocations.items()
-        }
-        history = {kind: registry.history(allocation.kind) for kind, allocation in allocations.items()}
-        made, evaluation = self._made(), self._scores()
-        base = self._find_base()
-        written = {
-            "dataset": cards.dataset_card(config, self._quality(), version=version["dataset"], history=history["dataset"]),
-            "model": cards.model_card(
-                config, base.facts if base else None, version=version["model"], history=history["model"],
-                method="lora" if made["approach"] == "fine_tuning" else "model_set", reason=made["reason"], training=self._training(made),
-                evaluation=evaluation, validation=made["validation"], lineage=self._lineage(), evaluated_on=version["dataset"]["name"],
-            ),
-            "run": cards.run_card(config, evaluation, version=version["run"], history=history["run"], lineage=self._lineage()),
-        }  # fmt: skip
-        for kind, card in written.items():
-            problems = cards.validate_card(kind, card)
-            if problems:
-                raise ArtifactError(f"the {kind} card breaks the Hub's rules:\n" + "\n".join(f"  - {problem}" for problem in problems))
-            cards.write_card(metadata / f"{kind}_card.yaml", card)
-        return [digest_file(metadata / f"{kind}_card.yaml") for kind in written]
-
-    def _build_machine(self) -> dict[str, Any]:
-        from importlib.metadata import version
-
-        training = self._made().get("training") or {}
-        packages = {name: version(name) for name in ("torch", "transformers", "xllamacpp")}
-        return {"dtype": training.get("dtype"), "threads": training.get("threads"), **self._serving.facts, "packages": packages}
-
-    def _lineage(self) -> dict[str, str]:
-        digests = {
-            "formatted_dataset.csv": self._digest("format", "formatted_dataset.csv"),
-            "outputs.jsonl": self._digest("infer", "outputs.jsonl"),
-            "scores.json": self._digest("evaluate", "scores.json"),
-            **{f"model of {name}": digest for name, digest in self._systems().items()},
-        }
-        return {name: digest for name, digest in digests.items() if digest}
-
-    def _write_log(self, result: RunResult, started: datetime) -> None:
-        """metadata/runs/NAME.jsonl: a line a stage; no record text."""
-        path = self.config.metadata_path / "runs" / f"{result.versions['run']}.jsonl"
-        kept = path.read_text(encoding="utf-8") if path.is_file() else ""
-        counts = {"infer": self._facts("infer").get("counts")}
-        lines = [
-            json.dumps({"run_started": started.isoformat(timespec="seconds"), "stage": o.stage, "action": o.action, "seconds": o.seconds,
-                        "exit": result.exit_code if o.stage == "evaluate" else 0, "counts": counts.get(o.stage)}, ensure_ascii=False)
-            for o in result.stages
-        ]  # fmt: skip
-        write_text(path, kept + "".join(line + "\n" for line in lines))
 
     def versions(self, explain: bool = False) -> list[Mapping[str, Any]]:
         """The recorded versions, and first what this configuration has or would get, with reasons."""
@@ -579,43 +503,12 @@ class Pipeline:
         return found
 
     def verify(self, *, full: bool = False) -> list[str]:
-        """Problems in the metadata and of files that are not what their stage left; empty when all is well. What an earlier call found
-        good and what has not changed since is not read again, unless `full`."""
-        from pipeline import cards
-        from pipeline.publish import read_journal
-        from pipeline.versions import verify
+        """Problems in the metadata and of what stages left (`run_cards.problems_of`)."""
+        from pipeline.run_cards import problems_of
 
-        metadata = self.config.metadata_path
-        problems = verify(metadata, full=full, cache=self.folder / ".verified.tsv") if metadata.is_dir() else []
-        for kind in KINDS:
-            path = metadata / f"{kind}_card.yaml"
-            with contextlib.suppress(ArtifactError):  # a card that can't be read is named already
-                problems += (
-                    [f"{path.name}: {problem}" for problem in cards.validate_card(kind, cards.read_card(path))] if path.is_file() else []
-                )
-        try:
-            read_journal(metadata)
-        except ArtifactError as error:
-            problems.append(f"{error}; {error.hint}")
-        for stage in STAGES:
-            problems += [problem] if (problem := self.folder.damaged(stage)) else []
-            problems += [f"{problem} (left by {stage})" for problem in self.folder.changed(stage, full=full)]
-        return problems
+        return problems_of(self.config.metadata_path, self.folder, STAGES, full=full)
 
-    # --- what stages left ---
-
-    def _records(self) -> tuple[Record, ...]:
-        from pipeline.formatter_promptbuilder import read_formatted
-
-        return read_formatted(self.folder / "formatted_dataset.csv", self.scale)
-
-    def _answers(self, rows: Sequence[Record]) -> list[Answer]:
-        from pipeline.inference_runner import given_answers, read_answers
-
-        systems = list(self._systems())
-        ids = [row.record_id for row in rows]
-        made = read_answers(self.folder / "outputs.jsonl", record_ids=ids, systems=systems) if systems else ()
-        return [*made, *given_answers(rows)]
+    # --- what stages and results are made from ---
 
     def _tune_config(self) -> TuneConfig:
         from pipeline.fine_tuner import TuneConfig
@@ -623,52 +516,24 @@ class Pipeline:
         c = self.config
         return TuneConfig(c.model.name, c.seed, c.train, c.prompt, c.generate, c.model_set, c.root)
 
-    def _model_set(self) -> Any:
-        from pipeline.model_set import read_model_set
-
-        return read_model_set(self.folder / "model_set_config.json")
-
-    def _made(self) -> dict[str, Any]:
-        made: dict[str, Any] = read_json(self.folder / "fine_tuning_metadata.json")
-        return made
-
-    def _training(self, made: Mapping[str, Any]) -> TrainingResult | None:
-        from pydantic import TypeAdapter
-
-        from pipeline.records import TrainingResult
-
-        return TypeAdapter(TrainingResult).validate_python(made["training"]) if made["training"] else None
-
-    def _scores(self) -> Evaluation:
-        from pydantic import TypeAdapter
-
-        from pipeline.records import Evaluation
-
-        return TypeAdapter(Evaluation).validate_python(read_json(self.folder / "scores.json"))
-
-    def _quality(self) -> DataQuality:
-        from pipeline.formatter_promptbuilder import read_quality
-
-        quality = read_quality(self.folder / "data_quality.json")
-        return dataclasses.replace(quality, prompt_tokens=self._made().get("prompt_tokens", {}))
-
     def _report_data(self) -> Any:
         from pipeline.report import ReportData
 
-        made, rows = self._made(), [record for record in self._records() if record.split == "test"]
+        left = self.left
+        made, rows = left.made(), [record for record in left.records() if record.split == "test"]
         base = self._find_base()
         facts: ModelFacts | None = base.facts if base else None
         return ReportData(
-            project=self.config.project, created=_now(), evaluation=self._scores(), records=rows, answers=self._answers(rows),
-            quality=self._quality(), training=self._training(made), model=facts, approach=made["approach"], approach_reason=made["reason"],
-            validation=made["validation"], versions=self._facts("version")["versions"], lineage=self._lineage(), config=self._settings(),
+            project=self.config.project, created=_now(), evaluation=left.scores(), records=rows, answers=left.answers(rows),
+            quality=left.quality(), training=left.training(made), model=facts, approach=made["approach"], approach_reason=made["reason"],
+            validation=made["validation"], versions=left.facts("version")["versions"], lineage=left.lineage(), config=self._settings(),
             topic=self.config.prompt.topic,
         )  # fmt: skip
 
     def _result(self, outcomes: tuple[StageOutcome, ...]) -> RunResult:
         scored = any(outcome.stage == "evaluate" for outcome in outcomes)
         scores = read_json(self.folder / "scores.json") if scored else None
-        tuned = self._facts("finetune").get("approach") == "fine_tuning"
+        tuned = self.left.facts("finetune").get("approach") == "fine_tuning"
         left = {
             "report": "report.html", "summary": "summary.md", "scores": "scores.json", "dataset": "formatted_dataset.csv",
             "model": "fine_tuned_model.gguf" if tuned else "model_set_config.json",
@@ -679,10 +544,10 @@ class Pipeline:
             stages=outcomes,
             unchanged=all(outcome.action == "cached" for outcome in outcomes),
             verdict=scores["verdict"] if scores else None,
-            versions=self._facts("version").get("versions", {}) if "version" in done else {},
+            versions=self.left.facts("version").get("versions", {}) if "version" in done else {},
             files={name: str(self.folder / file) for name, file in left.items() if maker[name] in done},
             systems=tuple(_headline(system) for system in scores["systems"]) if scores else (),
-            exit_code=int(self._facts("evaluate").get("exit_code", 0)) if scored else 0,
+            exit_code=int(self.left.facts("evaluate").get("exit_code", 0)) if scored else 0,
         )
 
 
