@@ -104,7 +104,7 @@ COMMANDS = {
         "`reserve` looks whether anything changed since the last recorded run and, if so, holds the next IDs and numbers on the remote, "
         "so that two runs at once never get the same. `record` makes one commit of what a run left in metadata/ on the remote's newest "
         "state and pushes it together with the version tags; what others recorded meanwhile stays, and a version whose ID was taken gets "
-        "another. Neither touches your branch, index or files, but that `record` moves your branch on where it can. After a branch is "
+        "another. Neither touches your branch, index or files, except that `record` moves your branch on where it can. After a branch is "
         "merged, `record` gives the run that was made on it its versions. In a workflow both hand on what they did as step outputs.",
         (
             ("pipeline version --explain", "which value changed from what to what"),
@@ -121,12 +121,12 @@ COMMANDS = {
     ),
     "artifacts": Command(
         "copy what CI may keep of a run",
-        "Copies the metadata folder and what `publish.artifacts` lists into a new folder. What the default names holds no record text.",
+        "Copies the metadata folder and what `publish.artifacts` lists into a new folder. The default list holds no record text.",
         (("pipeline artifacts outputs/artifacts", "what a workflow uploads"),),
     ),
     "publish": Command(
         "cards and metrics of a version -> the Hugging Face Hub",
-        "Publishes the current versions, or those named, to NAMESPACE/PROJECT-dataset, -model and -runs, a tag a version. Cards and "
+        "Publishes the current versions, or those named, to NAMESPACE/PROJECT-dataset, -model and -runs, a tag for each version. Cards and "
         "metrics go by default; rows and weights only when told. Before anything leaves, all of it is looked through for what seems "
         "personal; exit code 5 names the places. What is there already is not sent again. The token is that of HF_TOKEN; without one the "
         "workflow's own identity is used (Trusted Publishers).",
@@ -261,16 +261,21 @@ def _version_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hold-minutes", metavar="N", type=int, help="reserve: how long a run may take before it counts as lost (default: 720)"
     )
-    parser.add_argument("--from", metavar="FOLDER", dest="source", help="record: the metadata that a run left elsewhere, if any")
+    parser.add_argument(
+        "--from", metavar="FOLDER", dest="source", help="record: a folder with the metadata of another job's run; it may be missing"
+    )
     parser.add_argument("--reservation", metavar="CODE", help="record: which reservation the run had")
     parser.add_argument("--remote", metavar="NAME", help="reserve, record: the git remote (default: origin)")
-    parser.add_argument("--pull-request", action="store_true", help="record: push a branch for a pull request; reserve: commit nothing")
+    parser.add_argument(
+        "--pull-request", action="store_true", help="record: push a branch for a pull request; reserve: leave what was abandoned to it"
+    )
 
 
 def _publish_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", metavar="NAME", nargs="*", default=[], help="versions; without any, those that the cards describe")
     parser.add_argument("--pending", action="store_true", help="what is recorded as waiting, and nothing else")
     parser.add_argument("--dry-run", action="store_true", help="show every file and field that would go, and send nothing")
+    parser.add_argument("--to", metavar="FOLDER", help="with --dry-run: write the files here, to look at; new or empty")
     parser.add_argument("--rows", action="store_true", help="also the rows and answers, which are record text")
     parser.add_argument("--weights", action="store_true", help="also the model's GGUF, with what Ollama needs to run it")
     parser.add_argument("--reviewed", metavar="CODE", help="let exactly the findings pass that were shown with this code")
@@ -283,5 +288,5 @@ def _finetune_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-dir", metavar="FOLDER", help="where the results go")
     parser.add_argument("--epochs", metavar="N", type=int, help="times over the rows")
     parser.add_argument("--learning-rate", metavar="RATE", type=float, help="step size, such as 0.0001")
-    parser.add_argument("--batch-size", metavar="N", type=int, help="rows a step")
+    parser.add_argument("--batch-size", metavar="N", type=int, help="rows per step")
     parser.add_argument("--seed", metavar="N", type=int, help="of everything random")

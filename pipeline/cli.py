@@ -189,9 +189,12 @@ def _publish(args: Namespace) -> Result:
 
     if "pending" in args and args.names:
         raise UsageError("--pending publishes what the journal names: versions don't go with it", hint="leave out one or the other")
+    if "to" in args and "dry_run" not in args:
+        raise UsageError("--to goes with --dry-run", hint="add --dry-run, or leave --to out")
     pipeline = _pipeline(args)
     given = {name: True for name in ("pending", "dry_run", "rows", "weights") if name in args}
-    wanted = Wanted(tuple(args.names), reviewed=getattr(args, "reviewed", None), **given)
+    to = Path(args.to) if "to" in args else None
+    wanted = Wanted(tuple(args.names), reviewed=getattr(args, "reviewed", None), to=to, **given)
     with display() as progress:
         done = publish_versions(pipeline, wanted, hub=_hub, remote=lambda: _remote(args, pipeline), progress=progress)
     return Result({each.name: getattr(done, each.name) for each in fields(done)}, lambda: _screen().published_parts(done, wanted.dry_run))

@@ -307,6 +307,7 @@ def _contradictions(config: PipelineConfig) -> list[str]:
     if shares.train == 0 or shares.test == 0:
         problems.append("dataset.split: train and test must be above 0")
     problems += rating_problems(config.dataset.ratings)
+    problems += _publish_problems(config.publish)
     for code in config.dataset.language.split(","):
         if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual", code.strip()):
             problems.append(f"dataset.language: {code.strip()!r} is not an ISO 639 code such as en (several: en, de)")
@@ -344,3 +345,17 @@ def rating_problems(ratings: Sequence[Rating]) -> list[str]:
 def fold(text: str) -> str:
     """A rating's text with case and runs of spaces forgiven."""
     return " ".join(text.casefold().split())
+
+
+def _publish_problems(publish: PublishConfig) -> list[str]:
+    """What would be found out only after hours of training."""
+    if not publish.enabled:
+        return []
+    problems = []
+    if not publish.namespace:
+        problems.append("publish.namespace: needed where publish.enabled is true: your user name or organisation on the Hub")
+    needed: dict[str, tuple[Artifact, ...]] = {"weights": ("weights",), "rows": ("dataset", "outputs")}
+    for switch, artifacts in needed.items():
+        if getattr(publish, switch) and (missing := [name for name in artifacts if name not in publish.artifacts]):
+            problems.append(f"publish.{switch}: the workflow finds them only where publish.artifacts lists {', '.join(missing)} too")
+    return problems

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,12 +12,13 @@ from typing import Any
 
 from pipeline import hub_files, publish, yaml_text
 from pipeline.config import PublishConfig
-from pipeline.errors import ArtifactError, PipelineError, UserError
+from pipeline.errors import ArtifactError, OutputError, PipelineError, UserError
 from pipeline.ports import Hub, Progress, Remote, quiet
 from pipeline.privacy import check, record_texts, scan
 from pipeline.prompts import instruction
 from pipeline.publication import Publication, Published
 from pipeline.run import Pipeline
+from pipeline.store import writing
 from pipeline.version_names import KINDS, Kind, parse_name
 
 Cards = dict[Kind, Mapping[str, Any]]
@@ -29,6 +31,7 @@ class Wanted:
     names: tuple[str, ...] = ()  # without any: what the cards describe
     pending: bool = False  # instead: what the journal says is waiting
     dry_run: bool = False
+    to: Path | None = None  # where a dry run leaves the files
     rows: bool = False
     weights: bool = False
     reviewed: str | None = None  # the code of findings that a person has looked at
@@ -58,6 +61,8 @@ def publish_versions(
         ArtifactError, BackendError
     """
     metadata = pipeline.config.metadata_path
+    if wanted.to and wanted.to.exists() and (not wanted.to.is_dir() or any(wanted.to.iterdir())):
+        raise OutputError(f"{wanted.to}: is there already", hint="name a new folder")
     groups = _pending_groups(pipeline, remote) if wanted.pending else _named_groups(pipeline, wanted.names, remote)
     texts, remarks = _texts(pipeline)
     published: list[Published] = []
@@ -69,9 +74,22 @@ def publish_versions(
         _gate(planned, known, pipeline, wanted, texts)
         if wanted.dry_run:
             previews += shown
+            for version in planned if wanted.to else ():
+                _write(version.build(version.kind, known), wanted.to)
         else:
             published += publish.publish_all(planned, hub(), metadata, known=known, create=True, progress=progress)
     return PublishResult(tuple(published), tuple(previews), remarks)
+
+
+def _write(publication: Publication, folder: Path | None) -> None:
+    """The files of one version below `folder`, as they would lie in its repository."""
+    assert folder is not None
+    for name, content in publication.files.items():
+        with writing(folder / publication.repo_id / name) as target:
+            if isinstance(content, bytes):
+                target.write_bytes(content)
+            else:
+                shutil.copyfile(content, target)
 
 
 def _planned(kind: Kind, card: Mapping[str, Any], pipeline: Pipeline, wanted: Wanted) -> publish.Planned:

@@ -35,6 +35,7 @@ class Reservation:
     run: str  # who holds it, for people and to know a second attempt by
     created: str  # ISO, UTC, by the clock of who reserved
     expires: str
+    why: tuple[str, ...] = ()  # what changed, for the record; not in the tags
     existing: bool = False  # the version is recorded already: nothing is held, the run is told which one it is
 
     @property

@@ -77,7 +77,7 @@ def reserve(
             nonce = next((reservation.nonce for reservation in mine.values()), None) or secrets.token_hex(8)
             created, expires = (moment.isoformat(timespec="seconds") for moment in (told, told + hold))
             reservations = {
-                kind: Reservation(kind, a.id, a.described(), nonce, run, created, expires, existing=a.existing)
+                kind: Reservation(kind, a.id, a.described(), nonce, run, created, expires, why=a.why, existing=a.existing)
                 for kind, a in planned.items()
             }  # fmt: skip
             why = tuple(sentence for allocation in planned.values() for sentence in allocation.why)

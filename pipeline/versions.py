@@ -441,10 +441,10 @@ class Registry:
 
 def _reserved(mine: Reservation) -> Allocation:
     told = mine.described
-    what = "unchanged: recorded meanwhile as" if mine.existing else "reserved:"
+    why = (f"unchanged: recorded meanwhile as {mine.name}",) if mine.existing else tuple(mine.why) or (f"reserved: {mine.name}",)
     return Allocation(
         mine.kind, mine.id, tuple(told["names"]), told["version"], mine.key, tuple(told["segments"]), told["beside"], told["lineage"],
-        existing=mine.existing, override=told.get("override"), why=(f"{what} {mine.name}",),
+        existing=mine.existing, override=told.get("override"), why=why,
     )  # fmt: skip
 
 

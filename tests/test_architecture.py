@@ -149,7 +149,8 @@ TOP: dict[str, set[str]] = {
         "errors", "github", "ports", "run", "store", "version_record", "version_reservations", "version_reserve", "versions",
     },
     "run_publish": {
-        "config", "errors", "hub_files", "ports", "privacy", "prompts", "publication", "publish", "run", "version_names", "yaml_text",
+        "config", "errors", "hub_files", "ports", "privacy", "prompts", "publication", "publish", "run", "store", "version_names",
+        "yaml_text",
     },
     "cli": {"arguments", "errors"},
     "arguments": {"", "errors"},

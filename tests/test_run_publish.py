@@ -9,7 +9,8 @@ import yaml
 
 from pipeline import run_versions
 from pipeline.backends.git import GitRemote
-from pipeline.errors import BackendError, PrivacyError, UserError
+from pipeline.config import parse_config
+from pipeline.errors import BackendError, ConfigError, OutputError, PrivacyError, UserError
 from pipeline.ports import Hub, Remote
 from pipeline.publication import Publication, Published
 from pipeline.publish import pending
@@ -102,7 +103,13 @@ def test_the_model_names_the_commit_of_its_rows(team: Team, recorded: Path) -> N
 
 
 def test_a_dry_run_shows_everything_and_sends_nothing(team: Team, recorded: Path) -> None:  # noqa: F811
-    done = publish(team, recorded, None, dry_run=True)
+    pages = team.folder / "pages"
+    done = publish(team, recorded, None, dry_run=True, to=pages)
+    assert {f"{preview.repo_id}/{file.path}" for preview in done.previews for file in preview.files} == {
+        path.relative_to(pages).as_posix() for path in pages.rglob("*") if path.is_file()
+    }
+    with pytest.raises(OutputError, match="is there already"):
+        publish(team, recorded, None, dry_run=True, to=pages)
     assert [preview.name for preview in done.previews] == [FIRST["dataset"], FIRST["run"], FIRST["model"]]
     model = done.previews[2]
     assert {"README.md", "model_card.yaml"} <= {file.path for file in model.files}
@@ -128,7 +135,16 @@ def test_an_older_version_is_published_from_the_commit_of_its_tag(team: Team, re
     assert yaml.safe_load((recorded / "metadata" / "model_card.yaml").read_text("utf-8"))["pipeline"]["id"] == "0002"
     hub = MemoryHub()
     fresh = team.clone("fresh")
-    publish(team, fresh, hub, "train.epochs=2", "publish.weights=true", remote=True, names=(FIRST["model"], "0001-test-1.0.0.0"))
+    publish(
+        team,
+        fresh,
+        hub,
+        "train.epochs=2",
+        "publish.weights=true",
+        "publish.artifacts=[weights]",
+        remote=True,
+        names=(FIRST["model"], "0001-test-1.0.0.0"),
+    )
     assert set(hub.trees) == {("org/chief-complaints-dataset", FIRST["dataset"]), ("org/chief-complaints-model", FIRST["model"])}
     card = yaml.safe_load(hub.trees["org/chief-complaints-model", FIRST["model"]]["model_card.yaml"])
     assert card["pipeline"]["hyperparameters"]["train"]["epochs"] == 3
@@ -179,3 +195,22 @@ def test_rows_and_weights_go_when_told(team: Team, recorded: Path) -> None:  # n
     (recorded / "outputs" / "formatted_dataset.csv").unlink()
     with pytest.raises(UserError, match=r"formatted_dataset\.csv"):
         publish(team, recorded, MemoryHub(), rows=True)
+
+
+@pytest.mark.parametrize(
+    ("publish", "told"),
+    [
+        ({"enabled": True}, "publish.namespace: needed"),
+        (
+            {"enabled": True, "namespace": "n", "weights": True},
+            "publish.weights: the workflow finds them only where publish.artifacts lists weights",
+        ),
+        ({"enabled": True, "namespace": "n", "rows": True, "artifacts": ["outputs"]}, "publish.artifacts lists dataset too"),
+        ({"artifacts": ["everything"]}, "publish.artifacts"),
+    ],
+)
+def test_what_could_not_be_published_is_said_before_the_run(publish: dict[str, object], told: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_config({"publish": publish})
+    assert told in str(error.value)
+    parse_config({"publish": {**publish, "enabled": False, "artifacts": []}})
