@@ -278,6 +278,9 @@ def _publish_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", metavar="FOLDER", help="with --dry-run: write the files here, to look at; new or empty")
     parser.add_argument("--rows", action="store_true", help="also the rows and answers, which are record text")
     parser.add_argument("--weights", action="store_true", help="also the model's GGUF, with what Ollama needs to run it")
+    parser.add_argument(
+        "--replace", action="store_true", help="also what is there with other content: a new commit, to which the tag moves"
+    )
     parser.add_argument("--reviewed", metavar="CODE", help="let exactly the findings pass that were shown with this code")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.card_checks import HUB_LICENSES
 from pipeline.config import PipelineConfig
+from pipeline.prompts import heading, instruction
 from pipeline.records import Comparison, DataQuality, Estimate, Evaluation, ModelFacts, SystemScores, to_plain
 
 SCHEMA_VERSION = 1
@@ -17,6 +18,8 @@ SPLIT_ON_HUB = {"train": "train", "valid": "validation", "test": "test"}
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
 _FIGURES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1", "kappa": "Cohen's kappa"}
 HUB_METRICS = {"accuracy": "accuracy", "balanced_accuracy": "balanced_accuracy", "macro_f1": "f1", "kappa": "cohen_kappa"}
+_PAIR = ("a", "b", "n", "difference", "p_value", "p_holm", "smallest_detectable", "verdict", "words")
+_GROUPS = re.compile(r"The \d+ rows form \d+ groups\b")
 
 Card = dict[str, Any]
 
@@ -112,6 +115,17 @@ def about_version(config: PipelineConfig, kind: str, version: Mapping[str, Any])
     }
 
 
+def prompt_facts(config: PipelineConfig) -> Card:
+    """What records are rated for, and how one is put to a model: configuration only, no text of a record."""
+    scale = config.dataset.scale
+    return {
+        "topic": config.prompt.topic,
+        "labels": list(scale.labels),
+        "instruction": instruction(config.prompt, scale),
+        "headings": [heading(column) for column in config.dataset.columns.text],
+    }
+
+
 def last_versions(history: Sequence[Mapping[str, Any]]) -> list[Card]:
     return [dict(entry) for entry in history[-KEPT_VERSIONS:]]
 
@@ -140,7 +154,7 @@ def hyperparameters(config: PipelineConfig, method: str) -> Card:
 
 
 def metrics_table(evaluation: Evaluation | None, own: SystemScores | None) -> Card | None:
-    """The card's own system, the base and the majority baseline side by side, and what the pairs say."""
+    """The card's own system, the base and the majority baseline side by side, what the pairs say, and the gates of the run."""
     if evaluation is None or own is None:
         return None
     systems = [s for s in evaluation.systems if s.system in (own.system, "base") or s.kind == "baseline"]
@@ -151,6 +165,9 @@ def metrics_table(evaluation: Evaluation | None, own: SystemScores | None) -> Ca
         "verdict": evaluation.verdict,
         "systems": {s.system: _scores(s) for s in systems},
         "comparisons": [_pair(c) for c in pairs],
+        "others": [s.system for s in evaluation.systems if s.system not in names],  # the run's card has their figures
+        "gates": to_plain(evaluation.gates),
+        "notes": [note for note in evaluation.notes if _GROUPS.match(note)],  # the other notes are on raters and further systems
     }
 
 
@@ -171,22 +188,28 @@ def figures(value: Any) -> Any:
 
 
 def _pair(pair: Comparison) -> Card:
-    return {name: figures(getattr(pair, name)) for name in ("a", "b", "n", "difference", "p_value", "p_holm", "verdict", "words")}
+    return {name: figures(getattr(pair, name)) for name in _PAIR}
 
 
 def how_to_run(config: PipelineConfig, version: Mapping[str, Any], method: str, facts: ModelFacts | None) -> Card:
     # a plain `ollama create` on the file would take a template of its own guessing
-    registered = [] if config.model.engine == "ollama" else ["pipeline register --set model.engine=ollama"]
+    registered = [] if config.model.engine == "ollama" else ["uv run pipeline register --set model.engine=ollama"]
     ollama = [*registered, f"ollama run {version['name']}"]
     if method == "model_set":
         elsewhere = "send the messages and options of model_set_config.json to the base model"
-        return {"here": "pipeline infer", **({"ollama": ollama} if facts else {}), "elsewhere": elsewhere}
+        return {"here": "uv run pipeline infer", **({"ollama": ollama} if facts else {}), "elsewhere": elsewhere}
     return {
-        "here": "pipeline infer",
-        "llama.cpp": "llama-server --model fine_tuned_model.gguf",
+        "here": "uv run pipeline infer",
+        "llama.cpp": f"llama-server --model {_output_dir(config)}/fine_tuned_model.gguf",
         "ollama": ollama,
         "prompt": "one user message, as in the prompt column of formatted_dataset.csv; the answer is one JSON object: rating, rationale",
     }
+
+
+def _output_dir(config: PipelineConfig) -> str:
+    """The folder of outputs as seen from the project; a path of this machine stays here."""
+    path = PurePath(config.output_dir)
+    return "outputs" if path.is_absolute() or ".." in path.parts or config.output_dir.startswith("~") else path.as_posix()
 
 
 def unknown_of_model(facts: ModelFacts | None, evaluation: Evaluation | None, scores: SystemScores | None) -> list[str]:

@@ -27,6 +27,7 @@ from pipeline.card_fields import (
     license_fields,
     metrics_table,
     model_results,
+    prompt_facts,
     quality_figures,
     size_category,
     split_name,
@@ -89,6 +90,7 @@ def dataset_card(
     card["pipeline"] = {
         **about_version(config, "dataset", version),
         "source": {"source": dataset.source, "subsource": dataset.subsource, "method": dataset.method},
+        "prompt": prompt_facts(config),
         "ratings": to_plain(dataset.ratings),
         "ordered": dataset.ordered,
         "splits": {SPLIT_ON_HUB.get(name, name): to_plain(split) for name, split in quality.splits.items()},
@@ -134,6 +136,7 @@ def model_card(
     card["pipeline"] = {
         **about_version(config, "model", version),
         "approach": {"method": method, "reason": reason},
+        "prompt": prompt_facts(config),
         "license_from": "the base model, whose weights " + ("these are" if method == "lora" else "are not part of this"),
         "base": base_facts(facts) if facts else None,
         "hyperparameters": hyperparameters(config, method),
@@ -191,6 +194,7 @@ def run_card(
         card["configs"] = [{"config_name": "outputs", "default": True, "data_files": files}]
     card["pipeline"] = {
         **about_version(config, "run", version),
+        "prompt": prompt_facts(config),
         "split": SPLIT_ON_HUB.get(evaluation.split, evaluation.split),
         "verdict": evaluation.verdict,
         "primary": evaluation.primary,

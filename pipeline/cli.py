@@ -192,7 +192,7 @@ def _publish(args: Namespace) -> Result:
     if "to" in args and "dry_run" not in args:
         raise UsageError("--to goes with --dry-run", hint="add --dry-run, or leave --to out")
     pipeline = _pipeline(args)
-    given = {name: True for name in ("pending", "dry_run", "rows", "weights") if name in args}
+    given = {name: True for name in ("pending", "dry_run", "rows", "weights", "replace") if name in args}
     to = Path(args.to) if "to" in args else None
     wanted = Wanted(tuple(args.names), reviewed=getattr(args, "reviewed", None), to=to, **given)
     with display() as progress:

@@ -134,6 +134,7 @@ class PublishConfig:
     private: bool = True
     weights: bool = False
     rows: bool = False
+    allowed: Names = ()  # texts that look personal and may go: the team's own address, say
     artifacts: tuple[Artifact, ...] = ("cards", "summary")  # what CI may keep
 
 
@@ -307,7 +308,7 @@ def _contradictions(config: PipelineConfig) -> list[str]:
     if shares.train == 0 or shares.test == 0:
         problems.append("dataset.split: train and test must be above 0")
     problems += rating_problems(config.dataset.ratings)
-    problems += _publish_problems(config.publish)
+    problems += _publish_problems(config.project, config.publish)
     for code in config.dataset.language.split(","):
         if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual", code.strip()):
             problems.append(f"dataset.language: {code.strip()!r} is not an ISO 639 code such as en (several: en, de)")
@@ -347,15 +348,14 @@ def fold(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _publish_problems(publish: PublishConfig) -> list[str]:
+def _publish_problems(project: str, publish: PublishConfig) -> list[str]:
     """What would be found out only after hours of training."""
     if not publish.enabled:
         return []
-    problems = []
     if not publish.namespace:
-        problems.append("publish.namespace: needed where publish.enabled is true: your user name or organisation on the Hub")
-    needed: dict[str, tuple[Artifact, ...]] = {"weights": ("weights",), "rows": ("dataset", "outputs")}
-    for switch, artifacts in needed.items():
-        if getattr(publish, switch) and (missing := [name for name in artifacts if name not in publish.artifacts]):
-            problems.append(f"publish.{switch}: the workflow finds them only where publish.artifacts lists {', '.join(missing)} too")
-    return problems
+        return ["publish.namespace: needed where publish.enabled is true: your user name or organisation on the Hub"]
+    return [
+        f"{key}: {name!r} can't be part of a repository's name on the Hub: letters, digits, and single - _ . between them"
+        for key, name in (("publish.namespace", publish.namespace), ("project", project))
+        if not re.fullmatch(r"[A-Za-z0-9_]+([-.][A-Za-z0-9_]+)*", name)
+    ]

@@ -216,7 +216,8 @@ def _notes(sheet: Sheet, columns: Sequence[Column]) -> tuple[str, ...]:
         alpha = statistics.krippendorff_alpha(rows, sheet.k, ordered=sheet.scale.ordered)
         kind = "ordinal" if sheet.scale.ordered else "nominal"
         if alpha is not None:
-            notes.append(f"Agreement of the expert and {len(raters)} more: Krippendorff's alpha ({kind}) is {alpha:.3f}.")
+            others = "one other rater" if len(raters) == 1 else f"{len(raters)} other raters"
+            notes.append(f"Agreement of the expert and {others}: Krippendorff's alpha ({kind}) is {alpha:.3f}.")
     return tuple(notes)
 
 

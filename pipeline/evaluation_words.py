@@ -65,13 +65,15 @@ def _against_majority(pair: Comparison, baseline: SystemScores) -> str:
 
 def _against_given(pair: Comparison) -> str:
     who = name(pair.b, "given")
-    claims = {"better": f"It is better than {who}", "worse": f"It is worse than {who}", "not decided": f"It is not told apart from {who}"}
+    claims = {"better": f"It is better than {who}", "worse": f"It is worse than {who}", "not decided": f"It can't be told apart from {who}"}
     return f"{claims[pair.verdict]} on the {count(pair.n, 'row')} that both rated ({points(pair.difference)})."
 
 
 def _sensitivity(pair: Comparison) -> str:
     if pair.smallest_detectable is None:
         discordant = pair.only_a_right + pair.only_b_right
+        if not discordant:
+            return "No row told the two apart, so no difference can show."
         return f"Only {count(discordant, 'row')} told the two apart, too few to show any difference."
     return f"A difference below about {100 * pair.smallest_detectable:.1f} points would mostly go unseen on these rows."
 
@@ -82,13 +84,17 @@ def percent(share: float | None) -> str:
 
 
 def points(difference: Estimate) -> str:
-    """`+11.7 points, 95 % interval +6.1 to +17.2`."""
+    """`+11.7 points, 95 % interval −6.1 to +17.2`, with the minus sign that tables have."""
     if difference.value is None:
         return "difference undefined"
     if difference.low is None or difference.high is None:
-        return f"{round(100 * difference.value, 1) + 0.0:+.1f} points, too few rows or groups for an interval"
-    value, low, high = (f"{round(100 * number, 1) + 0.0:+.1f}" for number in (difference.value, difference.low, difference.high))
+        return f"{_signed(difference.value)} points, too few rows or groups for an interval"
+    value, low, high = map(_signed, (difference.value, difference.low, difference.high))
     return f"{value} points, 95 % interval {low} to {high}"
+
+
+def _signed(share: float) -> str:
+    return f"{round(100 * share, 1) + 0.0:+.1f}".replace("-", "−")
 
 
 def count(number: int, thing: str) -> str:

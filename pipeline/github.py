@@ -6,7 +6,6 @@ import json
 import os
 import re
 import secrets
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,7 +30,11 @@ def run_name(environ: Mapping[str, str] = os.environ) -> str:
     """Who runs. A second attempt of one workflow run has the same name; outside of a workflow no two runs have."""
     if run := environ.get("GITHUB_RUN_ID"):
         return f"workflow run {run} of {environ.get('GITHUB_REPOSITORY', 'this repository')}"
-    return f"{socket.gethostname()} {secrets.token_hex(4)}"
+    return f"run {secrets.token_hex(4)}"  # no name of a machine: it would stand in tags and records
+
+
+def is_workflow(environ: Mapping[str, str] = os.environ) -> bool:
+    return environ.get("GITHUB_ACTIONS") == "true"
 
 
 def input_settings(environ: Mapping[str, str] = os.environ) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 _BLANKS = re.compile("[ \t\n\r\x0b\x0c\x85\u2028\u2029]+")
-_SPECIAL = re.compile(r"([\\`*|~$#!\[\]{}]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.|@(?=\w))")
+_SPECIAL = re.compile(r"([\\`*|~$#!\[\]{}]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.|@(?=\w))")
 
 
 class Markdown(str):

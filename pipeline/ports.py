@@ -216,14 +216,18 @@ class ModelSetBuilder(Protocol):
 class Hub(Protocol):
     """Where versions are published: `pipeline.backends.hub.HubClient`."""
 
-    def publish(self, publication: Publication, *, create: bool = False) -> Published:
+    def publish(self, publication: Publication, *, create: bool = False, replace: bool = False) -> Published:
         """Brings a version's files and its tag there, in one commit. What is there already is not sent again, so it can be called
-        again after any failure. A tag is never moved. `create` lets it make a repository that is missing.
+        again after any failure. Where a version with a higher ID is there, this one's commit does not become the head of main.
+
+        Args:
+            create: lets it make a repository that is missing.
+            replace: moves a tag that is there with other content to a new commit.
 
         Raises:
             UserError: no token, or HF_HUB_OFFLINE is set. ArtifactError: a file can't be read.
             PrivacyError: the repository is public and the publication is not.
-            BackendError: the Hub refused, stays out of reach, or has other content under this tag.
+            BackendError: the Hub refused, stays out of reach, or has other content under this tag that may not be replaced.
         """
 
     def read_back(self, kind: Kind, repo_id: str, name: str) -> Published | None:
@@ -232,6 +236,10 @@ class Hub(Protocol):
         Raises:
             UserError, BackendError: as `publish`.
         """
+
+
+RESERVED_TAGS = "reserved/"  # below refs/tags/
+WAITING_BRANCHES = "pipeline/record-"  # below refs/heads/: a record that waits in a pull request; it ends with the reservation's nonce
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Publishing in two phases: what is to be published is noted down with the version, then done; the journal tells what is left to do.
 
 `metadata/publications.jsonl` has one line for each step. Lines are only ever added, and one that says "published" holds whatever stands
-before or after it, so that two clones' journals merge by taking the lines of both.
+before or after it, so that two clones' journals merge by taking the lines of both. A version that was published again has a line for each
+commit; the latest one holds.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast
 
@@ -48,6 +49,11 @@ class Line:
     def place(self) -> Place:
         return self.kind, self.name, self.repo
 
+    @property
+    def moment(self) -> datetime:
+        moment = datetime.fromisoformat(self.at)
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
 
 Place = tuple["Kind", str, str]  # kind, name, repository
 Build = Callable[["Kind", Mapping["Kind", Published]], Publication]
@@ -56,12 +62,14 @@ Build = Callable[["Kind", Mapping["Kind", Published]], Publication]
 @dataclass(frozen=True, slots=True)
 class Planned:
     """A version to be published. `build` gets the versions that its files may name, as published; called twice for the same version
-    it must give the same bytes, or a run that was cut short can't be finished."""
+    it must give the same bytes, or a run that was cut short can't be finished. `incomplete`: it has to leave out files that an earlier
+    attempt may have sent, since they are not here any more."""
 
     kind: Kind
     name: str
     repo_id: str
     build: Build = field(compare=False)
+    incomplete: bool = False
 
     @property
     def place(self) -> Place:
@@ -102,16 +110,27 @@ def pending(metadata: Path) -> list[Line]:
 
 
 def published(metadata: Path) -> dict[Place, Published]:
-    """What was published, by kind, name and repository.
+    """What was published, by kind, name and repository, as it was last.
 
     Raises:
         ArtifactError: the journal is damaged.
     """
-    found: dict[Place, Published] = {}
+    return {place: _as_published(line) for place, line in _latest(metadata).items()}
+
+
+def _latest(metadata: Path) -> dict[Place, Line]:
+    """The latest line that says "published", by time: after a merge the last one may be another. Of one time the last one."""
+    found: dict[Place, Line] = {}
     for line in read_journal(metadata):
-        if line.commit is not None and line.url is not None:
-            found[line.place] = Published(line.kind, line.name, line.repo, line.commit, line.url, changed=False)
+        if line.state == "published" and (line.place not in found or line.moment >= found[line.place].moment):
+            found[line.place] = line
     return found
+
+
+def _as_published(line: Line) -> Published:
+    assert line.commit is not None
+    assert line.url is not None
+    return Published(*line.place, line.commit, line.url, changed=False)
 
 
 def mark_pending(metadata: Path, places: Iterable[Place], *, now: Callable[[], datetime] | None = None) -> list[Place]:
@@ -128,7 +147,7 @@ def mark_pending(metadata: Path, places: Iterable[Place], *, now: Callable[[], d
 
 def merge_journals(ours: str, theirs: str) -> str:
     """The lines of both: ours in their order, then what only theirs tells. For two clones that both added lines; when each published
-    the same, one line says so.
+    the same, one line says so, the later one: a version may have come back to an earlier commit.
 
     Raises:
         ArtifactError: a line of either is damaged.
@@ -136,7 +155,9 @@ def merge_journals(ours: str, theirs: str) -> str:
     told: dict[tuple[Any, ...], Line] = {}
     for text, whose in ((ours, "ours"), (theirs, "theirs")):
         for line in _parsed(text, f"{JOURNAL} ({whose})"):
-            told.setdefault((line.place, line.state, line.commit), line)
+            known = told.setdefault((line.place, line.state, line.commit), line)
+            if line.moment > known.moment:
+                told[line.place, line.state, line.commit] = line
     return "".join(map(_written, told.values()))
 
 
@@ -207,34 +228,54 @@ def publish_all(
     *,
     known: Mapping[Kind, Published] | None = None,
     create: bool = False,
+    again: bool = False,
     progress: Progress = quiet,
     now: Callable[[], datetime] | None = None,
 ) -> list[Published]:
     """Publishes the versions that belong together, at most one of a kind: the dataset, then the run, then the model. Each is in the
-    journal before the next one is begun; what the journal has as published is not touched again.
+    journal before the next one is begun; what the journal has as published is not touched again unless `again`.
 
     Args:
         known: versions that are not published here and that the files may name.
         create: lets the Hub make repositories that are missing.
+        again: sends all of them, and replaces what is there with other content. An incomplete one stays as it is there.
 
     Raises:
         UserError, ArtifactError, PrivacyError, BackendError: as `Hub.publish`; what was done before is in the journal.
     """
-    done = published(metadata)
+    done = _latest(metadata)
     mark_pending(metadata, (version.place for version in planned), now=now)
     found: dict[Kind, Published] = dict(known or {})
     results = []
     for at, version in enumerate(_ordered(planned)):
         progress("publish", at, len(planned), version.name)
-        result = done.get(version.place)
-        if result is None:
-            result = hub.publish(_built(version, found), create=create)
-            line = Line(*version.place, state="published", at=_time(now), commit=result.commit, url=result.url)
-            _append(metadata, [line])
+        line = done.get(version.place)
+        if line is not None and not again:
+            result = _as_published(line)
+        else:
+            result = _sent(version, hub, found, create=create, again=again)
+            # not by `changed`: a run may have died between moving the tag and this line
+            if line is None or line.commit != result.commit:
+                _append(metadata, [_line_after(line, version.place, result, now)])
         found[version.kind] = result
         results.append(result)
     progress("publish", len(planned), len(planned))
     return results
+
+
+def _sent(version: Planned, hub: Hub, found: Mapping[Kind, Published], *, create: bool, again: bool) -> Published:
+    """Of an incomplete version what is there under its tag: an attempt that was cut off before its line in the journal sent it whole."""
+    there = hub.read_back(version.kind, version.repo_id, version.name) if version.incomplete else None
+    return there or hub.publish(_built(version, found), create=create, replace=again)
+
+
+def _line_after(earlier: Line | None, place: Place, result: Published, now: Callable[[], datetime] | None) -> Line:
+    """Later than the line that it replaces, whatever the clock says: in a merged journal the time alone tells which one holds."""
+    line = Line(*place, state="published", at=_time(now), commit=result.commit, url=result.url)
+    if earlier is None or earlier.moment < line.moment:
+        return line
+    after = earlier.moment + timedelta(seconds=1)
+    return replace(line, at=_time(lambda: after))
 
 
 def _ordered(planned: Sequence[Planned]) -> list[Planned]:

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from pipeline.fine_tuner import TuneConfig
     from pipeline.inference_runner import Flips, SystemRun
     from pipeline.records import Split
-    from pipeline.versions import Allocation, Kind, Registry
+    from pipeline.versions import Allocation, Kind, Registry, RunReservation
 
 STAGES = ("format", "finetune", "infer", "evaluate", "version", "report", "register")
 # Part of each stage's key: raise one when its stage gives something else for the same inputs.
-STAGE_VERSIONS = {"format": 1, "finetune": 1, "infer": 2, "evaluate": 1, "version": 2, "report": 1, "register": 1}
+STAGE_VERSIONS = {"format": 1, "finetune": 1, "infer": 2, "evaluate": 2, "version": 3, "report": 1, "register": 1}
 KINDS: tuple[Kind, ...] = ("dataset", "model", "run")
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ class Pipeline:
         self._base: BaseModel | None = None
         self._base_missing = self._may_download = False  # looking at the plan fetches nothing
         self._may_replace = False
+        self.reservation: RunReservation | None = None  # in place of the output folder's, while versions are being held
 
     # --- what there is to do ---
 
@@ -178,11 +179,9 @@ class Pipeline:
         return None if self.config.dataset.columns.split or self._splits_file() in known else "the recorded splits changed"
 
     def _splits_file(self) -> str | None:
-        from pipeline.versions import read_reservation
-
         path = self.config.metadata_path / "versions" / "splits.csv"
         own = digest_file(path) if path.is_file() else None
-        told = read_reservation(self.folder.path)
+        told = self._reservation()
         return fingerprint(own, told.assigned) if told and told.assigned else own
 
     def _metadata_lost(self) -> str | None:
@@ -201,12 +200,10 @@ class Pipeline:
         return f"{', '.join(lost)} is not recorded" if lost else None
 
     def allocates(self) -> bool:
-        """Whether this checkout may give out versions: only the default branch does. In a container nothing may tell which one that is;
-        versions that are held for this run do."""
-        from pipeline.versions import default_branch_state, read_reservation
+        """Whether this checkout may give out versions: only the default branch does."""
+        from pipeline.versions import default_branch_state
 
-        told = read_reservation(self.folder.path)
-        return bool(told and told.allocations) or default_branch_state(self.config.root).allocates
+        return default_branch_state(self.config.root).allocates
 
     def _table_digest(self) -> str | None:
         try:
@@ -397,19 +394,23 @@ class Pipeline:
         versions = {kind: allocation.name for kind, allocation in allocations.items()}
         cards: list[str] = []
         if recorded:
-            from pipeline.formatter_promptbuilder import row_key
             from pipeline.run_cards import write_cards
 
             base = self._find_base()
             cards = write_cards(
                 self.config, self.left, self._registry(), allocations, base=base.facts if base else None, serving=self._serving.facts,
-                now=_now(),
+                now=_now(), asked=self._asked(allocations["model"].key),
             )  # fmt: skip
-            write_assignments(self.config.metadata_path, {row_key(r.prompt): r.split for r in self.left.records()})
+            write_assignments(self.config.metadata_path, self.left.splits())
         why = [sentence for allocation in allocations.values() for sentence in allocation.why]
         summary = ", ".join(versions.values()) + ("" if recorded else " (provisional: not the default branch)")
         facts = {"versions": versions, "recorded": recorded, "why": why, "cards": cards, "splits_file": self._splits_file()}
         return [], {**facts, "summary": summary}
+
+    def _asked(self, key: str) -> str | None:
+        """What the model was to be, by the reservation, where it became another one: a model set instead of training."""
+        told = self._reservation()
+        return next((r.key for r in told.allocations if r.kind == "model" and r.key != key), None) if told else None
 
     def _report(self) -> tuple[list[str], dict[str, Any]]:
         from pipeline.report import render_html, render_summary
@@ -444,6 +445,13 @@ class Pipeline:
 
     # --- versions and cards ---
 
+    def model_key(self, method: Literal["lora", "model_set"]) -> str:
+        """What a model made that way would be known by."""
+        from pipeline.versions import model_inputs
+
+        base = self._find_base()
+        return model_inputs(self.config, base.facts if base else None, self.left.facts("format").get("train_valid", ""), method).key
+
     def allocations(
         self, *, provisional: bool, registry: Registry | None = None, method: Literal["lora", "model_set"] | None = None
     ) -> dict[Kind, Allocation]:
@@ -465,18 +473,23 @@ class Pipeline:
         )
         return {"dataset": dataset, "model": model, "run": run}
 
+    def _reservation(self) -> RunReservation | None:
+        from pipeline.versions import read_reservation
+
+        return self.reservation or read_reservation(self.folder.path)
+
     def _registry(self) -> Registry:
         """The recorded versions, and those that are held for this run."""
-        from pipeline.versions import Registry, read_reservation
+        from pipeline.versions import Registry
 
-        told = read_reservation(self.folder.path)
+        told = self._reservation()
         return Registry.load(self.config.metadata_path, ours=told.allocations if told else ())
 
     def _assigned(self) -> dict[str, Split]:
         """The split of every row that a version assigned: of those recorded here, and of those recorded since this checkout was made."""
-        from pipeline.versions import read_assignments, read_reservation
+        from pipeline.versions import read_assignments
 
-        told = read_reservation(self.folder.path)
+        told = self._reservation()
         return {**read_assignments(self.config.metadata_path), **(told.assigned if told else {})}
 
     def expected_method(self) -> Literal["lora", "model_set"]:

@@ -23,9 +23,9 @@ from pipeline.versions import KINDS, Allocation, Kind, Registry, verify
 
 def write_cards(
     config: PipelineConfig, left: Left, registry: Registry, allocations: Mapping[Kind, Allocation], *, base: ModelFacts | None,
-    serving: Mapping[str, Any], now: str,
+    serving: Mapping[str, Any], now: str, asked: str | None = None,
 ) -> list[str]:  # fmt: skip
-    """Records the versions and writes the cards; gives the cards' digests.
+    """Records the versions and writes the cards; gives the cards' digests. `asked`: key of the model that was to be made, if another was.
 
     Raises:
         ArtifactError: a card breaks the Hub's rules.
@@ -39,7 +39,12 @@ def write_cards(
     }
     version = {
         kind: registry.record(
-            allocation, created=now, artifact=artifacts[kind], machine=_machine(made, serving) if kind == "model" else {}, commit=commit
+            allocation,
+            created=now,
+            artifact=artifacts[kind],
+            machine=_machine(made, serving) if kind == "model" else {},
+            commit=commit,
+            asked=asked if kind == "model" else None,
         )
         for kind, allocation in allocations.items()
     }

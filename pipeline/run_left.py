@@ -10,7 +10,7 @@ from pipeline.config import PipelineConfig
 from pipeline.store import RunFolder, read_json
 
 if TYPE_CHECKING:
-    from pipeline.records import Answer, DataQuality, Evaluation, Record, TrainingResult
+    from pipeline.records import Answer, DataQuality, Evaluation, Record, Split, TrainingResult
 
 
 class Left:
@@ -53,6 +53,12 @@ class Left:
         from pipeline.formatter_promptbuilder import read_formatted
 
         return read_formatted(self._folder / "formatted_dataset.csv", self._config.dataset.scale)
+
+    def splits(self) -> dict[str, Split]:
+        """Row key -> split, as versions note them down."""
+        from pipeline.formatter_promptbuilder import row_key
+
+        return {row_key(record.prompt): record.split for record in self.records()}
 
     def answers(self, rows: Sequence[Record]) -> list[Answer]:
         from pipeline.inference_runner import given_answers, read_answers

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import hub_files, publish, yaml_text
+from pipeline import github, hub_files, publish, yaml_text
 from pipeline.config import PublishConfig
-from pipeline.errors import ArtifactError, OutputError, PipelineError, UserError
+from pipeline.errors import ArtifactError, OutputError, PipelineError, PrivacyError, UserError
 from pipeline.ports import Hub, Progress, Remote, quiet
 from pipeline.privacy import check, record_texts, scan
 from pipeline.prompts import instruction
@@ -34,6 +34,7 @@ class Wanted:
     to: Path | None = None  # where a dry run leaves the files
     rows: bool = False
     weights: bool = False
+    replace: bool = False  # also where it is published already with other content: its tag is moved
     reviewed: str | None = None  # the code of findings that a person has looked at
 
     def rows_and_weights(self, pipeline: Pipeline) -> tuple[bool, bool]:
@@ -60,25 +61,80 @@ def publish_versions(
         PrivacyError: something looks personal; nothing was sent.
         ArtifactError, BackendError
     """
-    metadata = pipeline.config.metadata_path
     if wanted.to and wanted.to.exists() and (not wanted.to.is_dir() or any(wanted.to.iterdir())):
         raise OutputError(f"{wanted.to}: is there already", hint="name a new folder")
     groups = _pending_groups(pipeline, remote) if wanted.pending else _named_groups(pipeline, wanted.names, remote)
-    texts, remarks = _texts(pipeline)
-    published: list[Published] = []
-    previews: list[publish.Preview] = []
+    records = _records(pipeline)
+    done = PublishResult(remarks=tuple([records.remark] if records.remark else []))
+    failures: list[PipelineError] = []
     for cards in groups:
-        known = _known(pipeline, metadata, cards)
-        planned = [_planned(kind, card, pipeline, wanted) for kind, card in cards.items()]
-        shown = publish.preview_all(planned, metadata, known=known)
-        _gate(planned, known, pipeline, wanted, texts)
-        if wanted.dry_run:
-            previews += shown
-            for version in planned if wanted.to else ():
-                _write(version.build(version.kind, known), wanted.to)
-        else:
-            published += publish.publish_all(planned, hub(), metadata, known=known, create=True, progress=progress)
-    return PublishResult(tuple(published), tuple(previews), remarks)
+        try:
+            done = _joined(done, _publish_group(pipeline, wanted, cards, records, hub, progress))
+        except PipelineError as error:  # what stops one run's versions must not stop all later ones
+            failures.append(error)
+    if failures:
+        raise _all_of(failures, len(done.published))
+    return done
+
+
+def _publish_group(
+    pipeline: Pipeline, wanted: Wanted, cards: Cards, records: Records, hub: Callable[[], Hub], progress: Progress
+) -> PublishResult:
+    metadata = pipeline.config.metadata_path
+    known = _known(pipeline, metadata, cards)
+    builds = [_Build(kind, card, pipeline, wanted) for kind, card in cards.items()]
+    remarks = tuple(build.remark for build in builds if build.remark)
+    planned = [build.planned for build in builds]
+    previews = tuple(publish.preview_all(planned, metadata, known=known)) if wanted.dry_run else ()
+    for build in builds if wanted.to else ():
+        _write(build(build.kind, known), wanted.to)
+    _gate(builds, known, pipeline, wanted, records)
+    if wanted.dry_run:
+        return PublishResult(previews=previews, remarks=remarks)
+    sent = publish.publish_all(planned, hub(), metadata, known=known, create=True, again=wanted.replace, progress=progress)
+    return PublishResult(published=tuple(sent), remarks=remarks)
+
+
+def _joined(a: PublishResult, b: PublishResult) -> PublishResult:
+    return PublishResult(a.published + b.published, a.previews + b.previews, a.remarks + b.remarks)
+
+
+def _all_of(failures: Sequence[PipelineError], published: int) -> PipelineError:
+    """One error for all groups; the privacy gate's, where it closed for one of them."""
+    worst = next((failure for failure in failures if isinstance(failure, PrivacyError)), failures[0])
+    if len(failures) == 1 and not published:
+        return worst
+    told = "\n".join(f"- {failure}" for failure in failures)
+    return type(worst)(f"{published} versions were published, these were not:\n{told}", hint=worst.hint)
+
+
+class _Build:
+    """The files of one version, made once for each set of versions that its pages may name. Rows or weights that only the configuration
+    asks for and that are not here any more are left out."""
+
+    def __init__(self, kind: Kind, card: Mapping[str, Any], pipeline: Pipeline, wanted: Wanted) -> None:
+        self.kind, self.remark = kind, ""
+        self._card, self._pipeline = card, pipeline
+        self._made: dict[tuple[str, ...], Publication] = {}
+        self.rows, self._weights = wanted.rows_and_weights(pipeline)
+        try:
+            self(kind, {})
+        except UserError as error:
+            if (self.rows, self._weights) == (wanted.rows, wanted.weights):
+                raise
+            self.rows, self._weights = wanted.rows, wanted.weights
+            self.remark = f"{card['pipeline']['name']} goes without rows and weights: {error}"
+        config = pipeline.config
+        self.planned = publish.Planned(kind, card["pipeline"]["name"], hub_files.repo_id(kind, config), self, incomplete=bool(self.remark))
+
+    def __call__(self, kind: Kind, known: Mapping[Kind, Published]) -> Publication:
+        key = tuple(sorted(version.commit for version in known.values()))
+        if key not in self._made:
+            self._made[key] = hub_files.publication(
+                kind, self._card, config=self._pipeline.config, known=known, outputs=self._pipeline.folder.path,
+                weights=self._weights, rows=self.rows,
+            )  # fmt: skip
+        return self._made[key]
 
 
 def _write(publication: Publication, folder: Path | None) -> None:
@@ -90,16 +146,6 @@ def _write(publication: Publication, folder: Path | None) -> None:
                 target.write_bytes(content)
             else:
                 shutil.copyfile(content, target)
-
-
-def _planned(kind: Kind, card: Mapping[str, Any], pipeline: Pipeline, wanted: Wanted) -> publish.Planned:
-    config = pipeline.config
-
-    def build(kind: Kind, known: Mapping[Kind, Published]) -> Publication:
-        rows, weights = wanted.rows_and_weights(pipeline)
-        return hub_files.publication(kind, card, config=config, known=known, outputs=pipeline.folder.path, weights=weights, rows=rows)
-
-    return publish.Planned(kind, card["pipeline"]["name"], hub_files.repo_id(kind, config), build)
 
 
 # --- which versions --------------------------------------------------------------------------------------------------
@@ -182,38 +228,49 @@ def _known(pipeline: Pipeline, metadata: Path, cards: Cards) -> dict[Kind, Publi
 # --- the gate --------------------------------------------------------------------------------------------------------
 
 
-def _gate(
-    planned: Iterable[publish.Planned], known: Mapping[Kind, Published], pipeline: Pipeline, wanted: Wanted, texts: list[str] | None
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Records:
+    """The records' own texts, to be looked for in what would leave. `missing`: why there are none; then a person has to look."""
+
+    texts: list[str] | None
+    missing: str | None = None
+    remark: str = ""
+
+
+def _gate(builds: Iterable[_Build], known: Mapping[Kind, Published], pipeline: Pipeline, wanted: Wanted, records: Records) -> None:
     """
     Raises:
         PrivacyError: names every place in every file of the group.
     """
-    rows, _ = wanted.rows_and_weights(pipeline)
     findings = []
-    for version in planned:
-        files = version.build(version.kind, known).files
-        findings += [replace(found, file=f"{version.repo_id}/{found.file}") for found in scan(files, texts, rows_allowed=rows)]
-    check(findings, wanted.reviewed)
+    for build in builds:
+        publication = build(build.kind, known)
+        found = scan(
+            publication.files, records.texts, rows_allowed=build.rows, allowed=pipeline.config.publish.allowed,
+            records_missing=records.missing,
+        )  # fmt: skip
+        findings += [replace(finding, file=f"{publication.repo_id}/{finding.file}") for finding in found]
+    check(findings, wanted.reviewed, public=github.is_workflow())
 
 
-def _texts(pipeline: Pipeline) -> tuple[list[str] | None, tuple[str, ...]]:
-    """The records' own texts, to be looked for in what would leave; None where no records are here."""
+def _records(pipeline: Pipeline) -> Records:
     config = pipeline.config
     formatted = pipeline.folder / "formatted_dataset.csv"
     try:
         if formatted.is_file():
-            return list(record_texts(_rows(formatted), instruction(config.prompt, config.dataset.scale))), ()
-        if config.dataset_path.is_file():
-            from pipeline.tables import read_table
+            return Records(list(record_texts(_rows(formatted), instruction(config.prompt, config.dataset.scale))))
+        if not config.dataset_path.is_file():
+            return Records(None, f"{config.dataset.path}, the table of the records, is not here")
+        from pipeline.tables import read_table
 
-            columns = config.dataset.columns
-            names = [*columns.text, *([columns.rationale] if columns.rationale else []), *config.dataset.keep]
-            table = read_table(config.dataset_path, {name: "dataset.columns" for name in names})
-            return [text for name in names for text in table.values[name]], ()
+        columns, copilot = config.dataset.columns, config.dataset.copilot
+        rationales = [columns.rationale, copilot.rationale if copilot else None, *(r.rationale for r in config.dataset.raters.values())]
+        names = list(dict.fromkeys([*columns.text, *filter(None, rationales), *config.dataset.keep]))
+        table = read_table(config.dataset_path, {name: "dataset.columns" for name in names})
     except (PipelineError, OSError, csv.Error) as error:
-        return None, (f"not looked for in what would leave: the texts of the records, which can't be read ({error})",)
-    return None, ("not looked for in what would leave: the texts of the records, which are not here",)
+        return Records(None, f"the records can't be read: {error}")
+    remark = f"looked for in what would leave: the texts of {config.dataset.path} as it is now, {len(table.values[names[0]])} records"
+    return Records([text for name in names for text in table.values[name]], remark=remark)
 
 
 def _rows(formatted: Path) -> Iterator[dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import github, yaml_text
-from pipeline.errors import OutputError, UserError
+from pipeline.config import PipelineConfig
+from pipeline.errors import ArtifactError, OutputError, UserError
 from pipeline.ports import Remote
+from pipeline.privacy import check_repository
+from pipeline.records import Split
 from pipeline.run import Pipeline
 from pipeline.store import explained, writing
 from pipeline.version_record import Recorded
 from pipeline.version_record import record as record_on
 from pipeline.version_reservations import FILE, RunReservation, read_reservation, write_reservation
-from pipeline.version_reserve import Reserved
+from pipeline.version_reserve import Planned, Reserved, heal_doubles
 from pipeline.version_reserve import reserve as reserve_on
-from pipeline.versions import Allocation, Kind, Registry, read_assignments
+from pipeline.versions import Allocation, Kind, Registry, read_assignments, verify
 
 # publish.artifacts -> files of the output folder. Cards stand for the metadata folder, which the record needs; it holds no record text.
 ARTIFACTS: Mapping[str, tuple[str, ...]] = {
@@ -48,28 +52,67 @@ def reserve(pipeline: Pipeline, remote: Remote, *, hold: timedelta, dry_run: boo
 
     Off the default branch nothing is held: the run will be provisional.
     """
-    config, outputs = pipeline.config, pipeline.folder.path
-    extra: dict[str, Any] = {}
+    check_repository(pipeline.config.dataset.shareable, os.environ)  # first of all: also a branch that records nothing reads rows
+    config = pipeline.config
+    if github.is_workflow():
+        _check_artifacts(config)
 
-    def plan(registry: Registry, metadata: Path) -> Mapping[Kind, Allocation]:
+    def plan(registry: Registry, metadata: Path, held: Mapping[str, Split]) -> Planned:
+        _check_history(metadata, pipeline)
         # the history may have grown since this checkout was made; rows keep the splits that it gave them
-        own = read_assignments(config.metadata_path)
-        extra["assigned"] = {row: split for row, split in read_assignments(metadata).items() if own.get(row) != split}
-        write_reservation(outputs, RunReservation(None, (), extra["assigned"]))
+        own, recorded = read_assignments(config.metadata_path), read_assignments(metadata)
+        assigned = {row: split for row, split in {**held, **recorded}.items() if own.get(row) != split}
+        pipeline.reservation = RunReservation(None, (), assigned)
         pipeline.run(until="format")
-        return pipeline.allocations(provisional=False, registry=registry, method=pipeline.expected_method())
+        new = {row: split for row, split in pipeline.left.splits().items() if row not in recorded}
+        return Planned(_versions_of(pipeline, registry), new)
 
     if not pipeline.allocates():
-        (outputs / FILE).unlink(missing_ok=True)
         return Reserved(True, None, {}, ("this is not the default branch: the run's versions are provisional, and nothing is recorded",))
     run = github.run_name()
     folder = remote.folder(config.metadata_path)
     done = reserve_on(remote, folder, plan, run=run, hold=hold, dry_run=dry_run, pull_request=pull_request)
-    if dry_run:
-        (outputs / FILE).unlink(missing_ok=True)
-    else:
-        write_reservation(outputs, RunReservation(done.nonce, tuple(done.allocations.values()), extra["assigned"]))
+    if not dry_run and pipeline.reservation:
+        told = RunReservation(done.nonce, tuple(done.allocations.values()), pipeline.reservation.assigned)
+        write_reservation(pipeline.folder.path, told)
     return done
+
+
+def _check_artifacts(config: PipelineConfig) -> None:
+    """
+    Raises:
+        UserError: the publishing job could not find what it is to send. Better said before the training than after it.
+    """
+    publish = config.publish
+    needed = {"weights": ("weights",), "rows": ("dataset", "outputs")} if publish.enabled else {}
+    for switch, artifacts in needed.items():
+        missing = [name for name in artifacts if name not in publish.artifacts]
+        if getattr(publish, switch) and missing:
+            raise UserError(
+                f"publish.{switch} is on, and the workflow keeps no {', no '.join(missing)}",
+                hint=f"add {', '.join(missing)} to publish.artifacts, or switch publish.{switch} off",
+            )
+
+
+def _check_history(metadata: Path, pipeline: Pipeline) -> None:
+    """
+    Raises:
+        ArtifactError: the recorded versions contradict one another, so that this run could not be recorded.
+    """
+    heal_doubles(metadata)
+    if problems := verify(metadata, cache=pipeline.folder / ".verified.tsv"):
+        lines = "\n".join(f"  - {problem}" for problem in problems[:20])
+        raise ArtifactError(f"{metadata}: the recorded versions contradict one another:\n{lines}", hint="mend what is named")
+
+
+def _versions_of(pipeline: Pipeline, registry: Registry) -> Mapping[Kind, Allocation]:
+    """The versions to be made; those of an earlier run that was asked for the same and had to make a model set, where there is one."""
+    method = pipeline.expected_method()
+    if method == "lora":
+        asked, instead = pipeline.model_key("lora"), registry.find("model", pipeline.model_key("model_set"))
+        if instead and not registry.find("model", asked) and registry.read("model", instead.id).get("asked") == asked:
+            method = "model_set"
+    return pipeline.allocations(provisional=False, registry=registry, method=method)
 
 
 def record(
@@ -77,7 +120,7 @@ def record(
 ) -> RecordedRun:
     """Records what a run left: in `source` (a metadata folder, or a folder that holds one), else in this checkout's metadata, where a
     provisional run of a branch that was merged since gets its versions first."""
-    from pipeline.publish import merge_journals
+    from pipeline.publish import merge_journals, pending
 
     config = pipeline.config
     if not pipeline.allocates():
@@ -91,22 +134,21 @@ def record(
         _finish_merged(pipeline)
     incoming = config.metadata_path if source is None else _metadata_in(source)
 
-    passed = False
+    waiting = False
 
     def finish(metadata: Path, new: Iterable[Mapping[str, Any]]) -> None:
-        nonlocal passed
-        passed = _passed(metadata)
-        if config.publish.enabled and passed:
+        nonlocal waiting
+        if config.publish.enabled and _passed(metadata):
             _mark_pending(config, metadata, new)
+            waiting = bool(pending(metadata))
 
     done = record_on(
         remote, remote.folder(config.metadata_path), incoming, nonce=nonce, run=github.run_name(), pull_request=pull_request,
-        own_checkout=own, verified=pipeline.folder / ".verified.tsv", finish=finish,
-        merge_other=lambda name, ours, theirs: merge_journals(ours, theirs),
+        own_checkout=own, verified=pipeline.folder / ".verified.tsv", finish=finish, merge_journals=merge_journals,
     )  # fmt: skip
     if told and told.nonce == nonce:
         (pipeline.folder / FILE).unlink(missing_ok=True)
-    return RecordedRun(done, config.publish.enabled and not done.waits and bool(done.new) and passed)
+    return RecordedRun(done, waiting and not done.waits)
 
 
 def _finish_merged(pipeline: Pipeline) -> None:

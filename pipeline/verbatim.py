@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
 import numpy as np
+
+from pipeline.privacy_patterns import normal
 
 VERBATIM_WORDS = 8
 # scripts without blanks between words count each character as one
@@ -99,5 +100,6 @@ class WordRuns:
 
 
 def words_of(text: str) -> list[str]:
-    """Words without case, accents' spelling, punctuation or layout."""
-    return _WORD.findall(text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold())
+    """Words without case, accents' spelling, punctuation, layout or what does not show."""
+    text = normal(text)
+    return _WORD.findall(text.lower() if text.isascii() else text.casefold())

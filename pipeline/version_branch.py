@@ -48,6 +48,8 @@ def _branch_of_workflow(environ: Mapping[str, str]) -> str | None:
 
 
 def _default_of_workflow(environ: Mapping[str, str]) -> str | None:
+    if told := environ.get("PIPELINE_DEFAULT_BRANCH"):  # in a container, which the event's file is not in
+        return told
     try:
         event = json.loads(Path(environ["GITHUB_EVENT_PATH"]).read_text(encoding="utf-8"))
         return str(event["repository"]["default_branch"])

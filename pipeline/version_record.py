@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,14 +16,15 @@ from typing import Any
 
 from pipeline import yaml_text
 from pipeline.errors import ArtifactError, PushLostError
-from pipeline.ports import Remote, RemoteState
+from pipeline.ports import WAITING_BRANCHES, Remote, RemoteState
 from pipeline.store import write_text
 from pipeline.version_files import IndexEntry, load_entries, read_assignments, record_path, write_assignments, write_index
 from pipeline.version_names import KINDS, Kind, names_replaced
 from pipeline.version_reservations import Reservation, number_tag
-from pipeline.version_reserve import BRANCH, metadata_at, pauses, settle, too_many, write_unfinished
+from pipeline.version_reserve import heal_doubles, metadata_at, pauses, settle, too_many, write_unfinished
 from pipeline.versions import Registry, verify
 
+JOURNAL = "publications.jsonl"
 HOLD_UNTIL_MERGED = timedelta(days=90)  # of a record in a pull request that had no reservation before
 
 
@@ -67,7 +68,7 @@ def record(
     own_checkout: bool = False,
     verified: Path | None = None,
     finish: Finish = lambda metadata, new: None,
-    merge_other: Callable[[str, str, str], str] | None = None,
+    merge_journals: Callable[[str, str], str] | None = None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
     sleep: Callable[[float], None] = time.sleep,
 ) -> Recorded:
@@ -80,7 +81,7 @@ def record(
                 but metadata.
         verified: where what was found whole before is noted, so that not every record is read again.
         pull_request: push a branch instead; reservations stay until it is merged.
-        merge_other: joins two texts of a file that only grows, by its name: (name, the head's, the run's) -> both.
+        merge_journals: joins two texts of the journal of publications: (the head's, the run's) -> both.
 
     Raises:
         ArtifactError: the metadata would contradict itself; nothing is pushed.
@@ -88,17 +89,17 @@ def record(
     """  # fmt: skip
     for wait in pauses():
         state = remote.look()
-        branch = f"{BRANCH}{nonce or secrets.token_hex(8)}" if pull_request else state.branch
-        if pull_request and branch in state.branches:
-            # pushed by an earlier attempt; what was to come after the push can still be done
-            return Recorded(state.branches[branch], branch, _versions(incoming, Applied([], {}, {}, [])), waits=True)
-        with metadata_at(remote, state, folder) as metadata:
+        branch = f"{WAITING_BRANCHES}{nonce or secrets.token_hex(8)}" if pull_request else state.branch
+        base = state.branches.get(branch, state.head)  # what an earlier attempt put into the branch is built upon
+        with metadata_at(remote, replace(state, head=base), folder) as metadata:
             told = now()
+            doubles = heal_doubles(metadata)
             settled = settle(metadata, state, told, keep=nonce)
             ours = [r for r in settled.live if nonce is not None and r.nonce == nonce]
             others = [r for r in settled.live if nonce is None or r.nonce != nonce]
-            applied = _apply(metadata, incoming, Registry.load(metadata, held=others, tags=state.tags), state, remote.head(), merge_other)
-            failed = write_unfinished(metadata, ours, "failed", _reason(ours, applied))
+            registry = Registry.load(metadata, held=others, tags=state.tags)
+            applied = _apply(metadata, incoming, registry, own_cards=base == remote.head(), merge_journals=merge_journals)
+            failed = [*doubles, *write_unfinished(metadata, ours, "failed", _reason(incoming, ours, applied))]
             _renew_histories(metadata)
             finish(metadata, applied.new)
             if problems := verify(metadata, cache=verified):
@@ -106,25 +107,21 @@ def record(
                 raise ArtifactError(
                     f"the metadata would contradict itself; nothing was pushed:\n{lines}", hint="mend what is named, then record again"
                 )
-            title, versions = _title(applied, failed, settled.abandoned), _versions(incoming, applied)
-            commit = remote.commit(state.head, folder, metadata, _message(title, run, nonce))
+            title = _title(applied, failed, settled.abandoned)
+            commit = remote.commit(base, folder, metadata, _message(title, run, nonce, skip_ci=not pull_request))
+            result = Recorded(
+                commit or (base if base != state.head else None), branch, _versions(incoming, applied),
+                tuple(new["name"] for new in applied.new), dict(applied.renamed), tuple(failed), tuple(settled.abandoned),
+                (*settled.remarks, *applied.remarks), waits=pull_request and (commit or base) != state.head,
+            )  # fmt: skip
             updates: dict[str, str | None] = {}
             if commit:
-                updates[f"refs/heads/{branch}"] = commit
-                for name in (name for new in applied.new if new["status"] == "done" for name in new["names"]):
-                    updates[f"refs/tags/{name}"] = remote.tag(name, commit, _tag_text(name, applied.new))
-            over = list(settled.over)
-            if pull_request and commit:
-                over = []  # the head has nothing of it yet
-                if not ours:
-                    updates |= _held_until_merged(remote, state, applied.new, branch.removeprefix(BRANCH), run, told)
-            else:
-                over += [tag for r in ours for tag in settled.tags[r.kind, r.id, r.nonce]]
-            updates |= {f"refs/tags/{tag}": None for tag in over}
-            result = Recorded(
-                commit, branch, versions, tuple(new["name"] for new in applied.new), dict(applied.renamed), tuple(failed),
-                tuple(settled.abandoned), (*settled.remarks, *applied.remarks), waits=pull_request and commit is not None,
-            )  # fmt: skip
+                updates = {f"refs/heads/{branch}": commit, **_version_tags(remote, commit, applied.new)}
+            if not result.waits:
+                updates |= {f"refs/tags/{tag}": None for tag in settled.over}
+                updates |= {f"refs/tags/{tag}": None for r in ours for tag in settled.tags[r.kind, r.id, r.nonce]}
+            elif not ours:  # the head has nothing of it yet, so that its IDs and numbers have to be held
+                updates |= _held_until_merged(remote, state, applied.new, branch.removeprefix(WAITING_BRANCHES), run, told)
             if updates:
                 try:
                     remote.push(updates)
@@ -141,18 +138,24 @@ def record(
     raise too_many()
 
 
-def _reason(ours: Iterable[Reservation], applied: Applied) -> str:
+def _version_tags(remote: Remote, commit: str, new: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
+    names = [name for record in new if record["status"] == "done" for name in record["names"]]
+    return {f"refs/tags/{name}": remote.tag(name, commit, _tag_text(name, new)) for name in names}
+
+
+def _reason(incoming: Path, ours: Iterable[Reservation], applied: Applied) -> str:
     same = [applied.here[r.key]["name"] for r in ours if r.key in applied.here]
-    return f"the same inputs were recorded as {', '.join(same)} meanwhile" if same else "the run did not finish"
+    if same:
+        return f"the same inputs were recorded as {', '.join(same)} meanwhile"
+    return "the run made nothing new" if (incoming / "versions").is_dir() and not applied.new else "the run did not finish"
 
 
 # --- putting a run's metadata on top of a history ---------------------------------------------------------------------
 
 
 def _apply(
-    metadata: Path, incoming: Path, registry: Registry, state: RemoteState, checked_out: str | None,
-    merge_other: Callable[[str, str, str], str] | None,
-) -> Applied:  # fmt: skip
+    metadata: Path, incoming: Path, registry: Registry, *, own_cards: bool, merge_journals: Callable[[str, str], str] | None
+) -> Applied:
     applied = Applied([], {}, {}, [])
     if not (incoming / "versions").is_dir():
         return applied
@@ -162,11 +165,11 @@ def _apply(
         _apply_one(entry, known, incoming, registry, applied)
     _apply_splits(metadata, incoming, applied)
     _apply_logs(metadata, incoming, applied)
-    for name in ("publications.jsonl",):
-        if merge_other and (incoming / name).is_file():
-            here = (metadata / name).read_text(encoding="utf-8") if (metadata / name).is_file() else ""
-            write_text(metadata / name, merge_other(name, here, (incoming / name).read_text(encoding="utf-8")))
-    if applied.new or state.head == checked_out:
+    here, theirs_too = metadata / JOURNAL, incoming / JOURNAL
+    if merge_journals and theirs_too.is_file():
+        earlier = here.read_text(encoding="utf-8") if here.is_file() else ""
+        write_text(here, merge_journals(earlier, theirs_too.read_text(encoding="utf-8")))
+    if applied.new or own_cards:
         _apply_cards(metadata, incoming, applied)
     return applied
 
@@ -180,7 +183,7 @@ def _apply_one(
     if (entry.key, entry.created) in known:
         return  # it came to nothing, and that is recorded already
     made = yaml_text.read(record_path(incoming, entry.kind, entry.id))
-    new = entry.status != "done" or not registry.has(entry.kind, entry.key)
+    new = entry.status != "done" or registry.find(entry.kind, entry.key) is None
     written = registry.adopt(made, applied.here)
     if new:
         applied.new.append(written)
@@ -291,10 +294,13 @@ def _title(applied: Applied, failed: Iterable[str], abandoned: Iterable[str]) ->
     return "; ".join(told) or "Renew metadata"
 
 
-def _message(title: str, run: str, nonce: str | None) -> str:
+def _message(title: str, run: str, nonce: str | None, *, skip_ci: bool) -> str:
+    """A pull request's checks must not be skipped."""
     trailers = {"Run": run, "Reservation": nonce, "Nonce": secrets.token_hex(8)}
     # the forge's own token starts no workflow anyway; this is for those who push with another one
-    return f"{title}\n\n[skip ci]\n\n" + "".join(f"{name}: {value}\n" for name, value in trailers.items() if value)
+    return (
+        f"{title}\n\n" + ("[skip ci]\n\n" if skip_ci else "") + "".join(f"{name}: {value}\n" for name, value in trailers.items() if value)
+    )
 
 
 def _tag_text(name: str, new: Iterable[Mapping[str, Any]]) -> str:

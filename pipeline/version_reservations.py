@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
 from pipeline.errors import ArtifactError, UserError
+from pipeline.ports import RESERVED_TAGS
 from pipeline.records import SPLITS, Split, canonical
 from pipeline.store import read_json, write_json
 from pipeline.version_names import Kind, names_of, parse_name
 
 FILE = "reservation.json"
-FOLDER = "reserved/"
 SCHEMA_VERSION = 1
 
 
@@ -36,6 +36,7 @@ class Reservation:
     created: str  # ISO, UTC, by the clock of who reserved
     expires: str
     why: tuple[str, ...] = ()  # what changed, for the record; not in the tags
+    assigned: Mapping[str, Split] = field(default_factory=dict)  # of a dataset: row key -> split of the rows that no version had before
     existing: bool = False  # the version is recorded already: nothing is held, the run is told which one it is
 
     @property
@@ -52,11 +53,13 @@ class Reservation:
 
     @property
     def id_tag(self) -> str:
-        return f"{FOLDER}{self.kind}/id-{self.id}"
+        return f"{RESERVED_TAGS}{self.kind}/id-{self.id}"
 
     def message(self) -> str:
         """The text of its tags."""
         told = {name: getattr(self, name) for name in ("kind", "id", "nonce", "run", "created", "expires", "described")}
+        if self.assigned:
+            told["splits"] = {split: sorted(row for row, own in self.assigned.items() if own == split) for split in SPLITS}
         return f"{self.name} is held for {self.run} until {self.expires}\n\n{canonical({'schema_version': SCHEMA_VERSION, **told})}\n"
 
     def expired(self, now: datetime) -> bool:
@@ -64,7 +67,7 @@ class Reservation:
 
 
 def number_tag(kind: Kind, numbers: Iterable[int]) -> str:
-    return f"{FOLDER}{kind}/number-{'.'.join(map(str, numbers))}"
+    return f"{RESERVED_TAGS}{kind}/number-{'.'.join(map(str, numbers))}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,8 @@ def _parsed(text: str) -> Reservation | None:
     try:
         told = json.loads(text.partition("\n\n")[2])
         fields = {name: str(told[name]) for name in ("kind", "id", "nonce", "run", "created", "expires")}
-        reservation = Reservation(described=told["described"], **fields)  # type: ignore[arg-type]
+        assigned = {str(row): split for split in SPLITS for row in told.get("splits", {}).get(split, [])}
+        reservation = Reservation(described=told["described"], assigned=assigned, **fields)  # type: ignore[arg-type]
         name = parse_name(reservation.name)
         names = list(names_of(name.kind, name.id, name.version, name.data))
         if (name.kind, name.id, names) != (reservation.kind, reservation.id, reservation.described["names"]):
@@ -128,8 +132,9 @@ class RunReservation:
 
 
 def write_reservation(folder: Path, reservation: RunReservation) -> None:
-    write_json(folder / FILE, {"schema_version": SCHEMA_VERSION, "nonce": reservation.nonce,
-                               "allocations": reservation.allocations, "assigned": reservation.assigned})  # fmt: skip
+    allocations = [replace(allocation, assigned={}) for allocation in reservation.allocations]  # the run assigns its rows itself
+    told = {"nonce": reservation.nonce, "allocations": allocations, "assigned": reservation.assigned}
+    write_json(folder / FILE, {"schema_version": SCHEMA_VERSION, **told})
 
 
 def read_reservation(folder: Path) -> RunReservation | None:

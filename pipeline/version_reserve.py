@@ -12,15 +12,16 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from pipeline import yaml_text
 from pipeline.errors import ArtifactError, BackendError, PushLostError
-from pipeline.ports import Remote, RemoteState
-from pipeline.version_files import create_record, load_entries, record_path, write_index
+from pipeline.ports import WAITING_BRANCHES, Remote, RemoteState
+from pipeline.records import Split
+from pipeline.version_files import IndexEntry, create_record, load_entries, record_path, write_index
 from pipeline.version_names import KINDS, Kind
 from pipeline.version_reservations import Held, Reservation, number_tag, read_tags
 from pipeline.versions import Allocation, Registry
 
 TRIES = 40  # pushes lost to others, before giving up; each was somebody's success
-BRANCH = "pipeline/record-"  # of a record that waits in a pull request; its end is the reservation's nonce
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,16 @@ class Reserved:
     dry_run: bool = False
 
 
-Plan = Callable[[Registry, Path], Mapping[Kind, Allocation]]  # (the history, the metadata folder of the remote's head) -> versions
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """`assigned`: row key -> split of the dataset's rows that no version had before."""
+
+    allocations: Mapping[Kind, Allocation]
+    assigned: Mapping[str, Split] = field(default_factory=dict)
+
+
+# (the history, the metadata folder of the remote's head, splits that runs under way gave to rows) -> the versions to be made
+Plan = Callable[[Registry, Path, Mapping[str, Split]], Planned]
 
 
 def reserve(
@@ -72,12 +82,16 @@ def reserve(
             mine = {reservation.kind: reservation for reservation in settled.live if reservation.run == run}
             others = [reservation for reservation in settled.live if reservation.run != run]
             registry = Registry.load(metadata, held=others, ours=mine.values(), tags=state.tags)
-            planned = plan(registry, metadata)
+            # rows get the split that a run under way gave them: the same inputs must give the same dataset, whoever ends first
+            splits = {row: split for r in sorted(settled.live, key=lambda r: r.id, reverse=True) for row, split in r.assigned.items()}
+            made = plan(registry, metadata, splits)
+            planned = made.allocations
             fresh = {kind: allocation for kind, allocation in planned.items() if not allocation.existing}
             nonce = next((reservation.nonce for reservation in mine.values()), None) or secrets.token_hex(8)
             created, expires = (moment.isoformat(timespec="seconds") for moment in (told, told + hold))
             reservations = {
-                kind: Reservation(kind, a.id, a.described(), nonce, run, created, expires, why=a.why, existing=a.existing)
+                kind: Reservation(kind, a.id, a.described(), nonce, run, created, expires, why=a.why, existing=a.existing,
+                                  assigned=made.assigned if kind == "dataset" and not a.existing else {})
                 for kind, a in planned.items()
             }  # fmt: skip
             why = tuple(sentence for allocation in planned.values() for sentence in allocation.why)
@@ -182,7 +196,7 @@ def settle(metadata: Path, state: RemoteState, now: datetime, *, writes: bool = 
     recorded = {(entry.kind, entry.id) for entry in load_entries(metadata)[0]}
     late = []
     for reservation in sorted(held.reservations, key=lambda r: (KINDS.index(r.kind), r.id)):
-        waits = f"{BRANCH}{reservation.nonce}" in state.branches
+        waits = f"{WAITING_BRANCHES}{reservation.nonce}" in state.branches
         if (reservation.kind, reservation.id) in recorded:
             settled.over += held.tags_of(reservation)
         elif waits or reservation.nonce == keep or not reservation.expired(now):
@@ -218,6 +232,22 @@ def write_unfinished(metadata: Path, reservations: Iterable[Reservation], status
         }
         create_record(metadata, record)
         names.append(reservation.name)
+    if names:
+        write_index(metadata, load_entries(metadata)[0])
+    return names
+
+
+def heal_doubles(metadata: Path) -> list[str]:
+    """Of two versions with one key (recorded apart and merged by hand, or by two pull requests) the later one came to nothing: its ID is
+    used up, and whoever looks for these inputs finds the first. Gives the names of those that were marked."""
+    first: dict[tuple[Kind, str], IndexEntry] = {}
+    names = []
+    for entry in load_entries(metadata)[0]:
+        if entry.status != "done" or (kept := first.setdefault((entry.kind, entry.key), entry)) is entry:
+            continue
+        path = record_path(metadata, entry.kind, entry.id)
+        yaml_text.write(path, yaml_text.read(path) | {"status": "failed", "note": f"the same inputs as {kept.name}, which came first"})
+        names.append(entry.name)
     if names:
         write_index(metadata, load_entries(metadata)[0])
     return names

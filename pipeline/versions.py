@@ -172,9 +172,9 @@ class Registry:
         """Recorded versions in the order of their IDs, failed ones included."""
         return tuple(entry for entry in self._entries if entry.kind == kind)
 
-    def has(self, kind: Kind, key: str) -> bool:
-        """Whether a version with this key is recorded as done."""
-        return (kind, key) in self._done
+    def find(self, kind: Kind, key: str) -> IndexEntry | None:
+        """The version that is recorded as done under this key."""
+        return self._done.get((kind, key))
 
     def history(self, kind: Kind, last: int = 20) -> list[dict[str, str]]:
         """The last versions for a card, oldest first."""
@@ -303,6 +303,7 @@ class Registry:
         machine: Mapping[str, Any] | None = None,
         commit: str | None = None,
         note: str | None = None,
+        asked: str | None = None,
     ) -> dict[str, Any]:
         """Writes the version and its index line, and returns the record. A provisional one is returned and not written; of an existing
         one only a build that is not there yet is added, so that the same result on the same machine changes no file.
@@ -311,6 +312,7 @@ class Registry:
             created: ISO time, UTC.
             status: "done", or "failed" (the ID is used up either way).
             artifact: digest of what came out.
+            asked: key of the version that was asked for, where this one was made instead: the same wish finds it again.
             machine: dtype, threads, package versions and the like.
 
         Raises:
@@ -328,6 +330,7 @@ class Registry:
             "note": note,
             "why": list(allocation.why),
             "builds": [build] if artifact else [],
+            **({"asked": asked} if asked else {}),
         }
         if allocation.provisional:
             return record

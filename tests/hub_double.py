@@ -33,7 +33,9 @@ TOKEN = "hf_DistinctiveTokenThatNobodyMaySee"  # what the tests' clients have; i
 ID_TOKEN_REQUEST = "github-request-token-DistinctiveAsWell"
 MOVED = "The branch was updated since you opened this page. Please refresh and try again."
 LFS_FROM = 4096  # bytes; larger files, and those that are no text, are LFS objects
-WRITES = frozenset({"create", "preupload", "lfs-batch", "commit", "tag", "delete-tag"})  # need a token that may write
+WRITES = frozenset(  # need a token that may write
+    {"create", "preupload", "lfs-batch", "commit", "tag", "delete-tag", "branch", "delete-branch"}
+)
 _REPO = r"(?P<id>[^/]+/[^/]+)"
 _API = rf"/api/(?P<type>model|dataset)s/{_REPO}"
 _ROUTES = tuple(
@@ -48,6 +50,8 @@ _ROUTES = tuple(
         ("POST", rf"{_API}/commit/(?P<rev>[^/]+)", "commit"),
         ("POST", rf"{_API}/tag/(?P<rev>[^/]+)", "tag"),
         ("DELETE", rf"{_API}/tag/(?P<rev>[^/]+)", "delete-tag"),
+        ("POST", rf"{_API}/branch/(?P<rev>[^/]+)", "branch"),
+        ("DELETE", rf"{_API}/branch/(?P<rev>[^/]+)", "delete-branch"),
         ("GET", rf"{_API}/tree/(?P<rev>[^/]+)", "tree"),
         ("GET", rf"{_API}/refs", "refs"),
         ("GET", rf"{_API}/commits/(?P<rev>[^/]+)", "commits"),
@@ -94,16 +98,33 @@ class Commit:
     files: Mapping[str, Blob]
 
 
+Line = tuple[Commit, ...]  # from the first commit to a branch's head
+
+
+@dataclass(frozen=True)
+class Refs:
+    """What names commits at one time. `branches`: those beside main."""
+
+    main: Line
+    tags: Mapping[str, str]
+    branches: Mapping[str, Line]
+
+    def line(self, revision: str) -> Line | None:
+        return self.main if revision == "main" else self.branches.get(revision)
+
+
 @dataclass
 class Repository:
-    """`commits` from the first to the head, each with its whole tree. `before`: commits and tags as they were before the last change."""
+    """`commits` are main's, from the first to the head, each with its whole tree. `before`: the refs before the last change."""
 
     type: str
     id: str
     private: bool
-    commits: tuple[Commit, ...] = ()
+    commits: Line = ()
     tags: dict[str, str] = field(default_factory=dict)
-    before: tuple[tuple[Commit, ...], dict[str, str]] = ((), {})
+    branches: dict[str, Line] = field(default_factory=dict)
+    lines: dict[str, Line] = field(default_factory=dict)  # every commit ever made -> what leads to it
+    before: Refs = field(default_factory=lambda: Refs((), {}, {}))
 
     @property
     def head(self) -> Commit:
@@ -114,30 +135,47 @@ class Repository:
         """The head's tree."""
         return {path: blob.data for path, blob in self.head.files.items()}
 
-    def find(self, revision: str, commits: tuple[Commit, ...] | None = None) -> Commit | None:
-        commits = commits or self.commits
-        if revision == "main":
-            return commits[-1]
+    @property
+    def refs(self) -> Refs:
+        return Refs(self.commits, dict(self.tags), dict(self.branches))
+
+    def tagged(self, tag: str) -> dict[str, bytes]:
+        """A tag's tree."""
+        return {path: blob.data for path, blob in self.lines[self.tags[tag]][-1].files.items()}
+
+    def line(self, revision: str, refs: Refs | None = None) -> Line | None:
+        """What leads to a revision: a branch, a tag, or a commit that a branch or a tag keeps; any other one is garbage."""
+        refs = refs or self.refs
+        if line := refs.line(revision):
+            return line
         wanted = self.tags.get(revision, revision)
-        return next((commit for commit in commits if commit.id == wanted), None)
+        kept = (refs.main, *refs.branches.values(), *(self.lines[commit] for commit in self.tags.values()))
+        return self.lines[wanted] if any(commit.id == wanted for line in kept for commit in line) else None
 
-    def add(self, title: str, files: Mapping[str, Blob], message: str = "") -> Commit:
-        parent = self.commits[-1].id if self.commits else ""
+    def add(self, title: str, files: Mapping[str, Blob], message: str = "", branch: str = "main") -> Commit:
+        line = self.commits if branch == "main" else self.branches[branch]
+        parent = line[-1].id if line else ""
         tree = [f"{path} {blob.oid}" for path, blob in sorted(files.items())]
-        id = hashlib.sha1("\n".join([self.id, parent, title, str(len(self.commits)), *tree]).encode()).hexdigest()
-        self.before = (self.commits or (Commit(id, title, message, {}),), dict(self.tags))
-        self.commits += (Commit(id, title, message, dict(files)),)
-        return self.head
+        id = hashlib.sha1("\n".join([self.id, parent, title, str(len(self.lines)), *tree]).encode()).hexdigest()
+        first = (Commit(id, title, message, {}),)
+        self.before = Refs(self.commits or first, dict(self.tags), dict(self.branches))
+        commit = Commit(id, title, message, dict(files))
+        self.lines[id] = (*line, commit)
+        if branch == "main":
+            self.commits = self.lines[id]
+        else:
+            self.branches[branch] = self.lines[id]
+        return commit
 
-    def push(self, files: Mapping[str, bytes | None], title: str = "somebody's edit") -> Commit:
+    def push(self, files: Mapping[str, bytes | None], title: str = "somebody's edit", branch: str = "main") -> Commit:
         """A commit of somebody else's; None deletes."""
-        tree = dict(self.head.files)
+        tree = dict((self.line(branch) or ())[-1].files)
         for path, data in files.items():
             if data is None:
                 del tree[path]
             else:
                 tree[path] = Blob(data, lfs=is_lfs(data))
-        return self.add(title, tree)
+        return self.add(title, tree, branch=branch)
 
 
 def is_lfs(data: bytes) -> bool:
@@ -278,6 +316,10 @@ class HubDouble:
         with self.lock:
             self._faults.append((operation, fault, times))
 
+    def no_faults(self) -> None:
+        with self.lock:
+            self._faults.clear()
+
     def only_pull_requests(self) -> None:
         """The token can't commit to main: whatever the parent, the branch is said to have moved (datasets issue 7777)."""
         self.fail("commit", says(412, MOVED), times=None)
@@ -306,6 +348,7 @@ class HubDouble:
                         "head": repository.head.id,
                         "commits": [{"id": commit.id, "title": commit.title} for commit in repository.commits],
                         "tags": dict(repository.tags),
+                        "branches": {branch: line[-1].id for branch, line in repository.branches.items()},
                         "files": {path: _told(blob) for path, blob in sorted(repository.head.files.items())},
                     }
                     for name, repository in sorted(self.repositories.items())
@@ -356,7 +399,7 @@ class _Answered(Exception):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # an answer in one piece: two would wait for one another
-    changes: ClassVar[frozenset[str]] = frozenset({"create", "commit", "tag", "delete-tag"})
+    changes: ClassVar[frozenset[str]] = frozenset({"create", "commit", "tag", "delete-tag", "branch", "delete-branch"})
     muted = False  # what is sent goes nowhere
 
     @property
@@ -484,11 +527,14 @@ class _Handler(BaseHTTPRequestHandler):
             raise self.refuse(404 if self._token else 401, "Repository not found", "RepoNotFound")
         return repository
 
-    def _commit_of(self, repository: Repository, parts: Mapping[str, str], commits: tuple[Commit, ...] | None = None) -> Commit:
-        commit = repository.find(parts.get("rev", "main"), commits)
-        if commit is None:
+    def _line_of(self, repository: Repository, parts: Mapping[str, str], refs: Refs | None = None) -> Line:
+        line = repository.line(parts.get("rev", "main"), refs)
+        if line is None:
             raise self.refuse(404, f"Invalid rev id: {parts['rev']}", "RevisionNotFound")
-        return commit
+        return line
+
+    def _commit_of(self, repository: Repository, parts: Mapping[str, str], refs: Refs | None = None) -> Commit:
+        return self._line_of(repository, parts, refs)[-1]
 
     # --- answers ---
 
@@ -563,6 +609,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _commit(self, data: bytes, parts: Mapping[str, str], query: Mapping[str, list[str]]) -> None:
         repository = self._repo(parts)
+        branch = parts["rev"]
+        if repository.refs.line(branch) is None:  # a tag or a commit can't be committed to
+            raise self.refuse(404, f"Invalid rev id: {branch}", "RevisionNotFound")
         head = self._commit_of(repository, parts)
         header, *items = [json.loads(line) for line in data.decode().splitlines()]
         if (parent := header["value"].get("parentCommit")) is not None and parent != head.id:
@@ -584,12 +633,12 @@ class _Handler(BaseHTTPRequestHandler):
                     del tree[path]
                 case "deletedFolder":
                     tree = {name: blob for name, blob in tree.items() if not name.startswith(path.rstrip("/") + "/")}
-        commit = repository.add(header["value"]["summary"], tree, header["value"].get("description", ""))
+        commit = repository.add(header["value"]["summary"], tree, header["value"].get("description", ""), branch)
         self.send(200, {"success": True, "commitOid": commit.id, "commitUrl": f"{self.hub.address}/{repository.id}/commit/{commit.id}"})
 
     def _info(self, data: bytes, parts: Mapping[str, str], query: Mapping[str, list[str]]) -> None:
         repository = self._repo(parts)
-        commit = self._commit_of(repository, parts, repository.before[0] if self.hub.stale("info") else None)
+        commit = self._commit_of(repository, parts, repository.before if self.hub.stale("info") else None)
         siblings = [{"rfilename": path} for path in sorted(commit.files)]
         self.send(200, {"id": repository.id, "sha": commit.id, "private": repository.private, "siblings": siblings, "tags": []})
 
@@ -609,8 +658,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _commits(self, data: bytes, parts: Mapping[str, str], query: Mapping[str, list[str]]) -> None:
         repository = self._repo(parts)
-        commits = repository.before[0] if self.hub.stale("commits") else repository.commits
-        self._commit_of(repository, parts, commits)
+        commits = self._line_of(repository, parts, repository.before if self.hub.stale("commits") else None)
         fixed = {"authors": [{"user": "ns"}], "date": "2026-01-01T00:00:00.000Z"}
         told = [{"id": commit.id, "title": commit.title, "message": commit.message, **fixed} for commit in reversed(commits)]
         self._send_page(told, query)
@@ -626,12 +674,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _refs(self, data: bytes, parts: Mapping[str, str], query: Mapping[str, list[str]]) -> None:
         repository = self._repo(parts)
-        commits, tags = repository.before if self.hub.stale("refs") else (repository.commits, repository.tags)
+        refs = repository.before if self.hub.stale("refs") else repository.refs
+        heads = {"main": refs.main, **refs.branches}
         self.send(
             200,
             {
-                "branches": [{"name": "main", "ref": "refs/heads/main", "targetCommit": commits[-1].id}],
-                "tags": [{"name": tag, "ref": f"refs/tags/{tag}", "targetCommit": commit} for tag, commit in tags.items()],
+                "branches": [
+                    {"name": branch, "ref": f"refs/heads/{branch}", "targetCommit": line[-1].id} for branch, line in heads.items()
+                ],
+                "tags": [{"name": tag, "ref": f"refs/tags/{tag}", "targetCommit": commit} for tag, commit in refs.tags.items()],
                 "converts": [],
             },
         )
@@ -641,7 +692,7 @@ class _Handler(BaseHTTPRequestHandler):
         commit, tag = self._commit_of(repository, parts), json.loads(data)["tag"]
         if tag in repository.tags:
             raise self.refuse(409, f'Tag reference exists already: "{tag}"')
-        repository.before = (repository.commits, dict(repository.tags))
+        repository.before = repository.refs
         repository.tags[tag] = commit.id
         self.send(200, {"success": True})
 
@@ -649,8 +700,27 @@ class _Handler(BaseHTTPRequestHandler):
         repository = self._repo(parts)
         if parts["rev"] not in repository.tags:
             raise self.refuse(404, "no such tag", "RevisionNotFound")
-        repository.before = (repository.commits, dict(repository.tags))
+        repository.before = repository.refs
         del repository.tags[parts["rev"]]
+        self.send(200, {"success": True})
+
+    def _branch(self, data: bytes, parts: Mapping[str, str], query: Mapping[str, list[str]]) -> None:
+        repository = self._repo(parts)
+        line = self._line_of(repository, {"rev": json.loads(data).get("startingPoint", "main")})
+        if repository.refs.line(parts["rev"]) is not None:
+            raise self.refuse(409, "Reference already exists")
+        repository.before = repository.refs
+        repository.branches[parts["rev"]] = line
+        self.send(200, {"success": True})
+
+    def _delete_branch(self, data: bytes, parts: Mapping[str, str], query: Mapping[str, list[str]]) -> None:
+        repository = self._repo(parts)
+        if parts["rev"] == "main":
+            raise self.refuse(403, "main can't be deleted")
+        if parts["rev"] not in repository.branches:
+            raise self.refuse(404, "Reference does not exist")
+        repository.before = repository.refs
+        del repository.branches[parts["rev"]]
         self.send(200, {"success": True})
 
     def _resolve(self, data: bytes, parts: Mapping[str, str], query: Mapping[str, list[str]]) -> None:

@@ -43,7 +43,7 @@ def told(found: Published | None) -> dict[str, Any] | None:
 
 
 def publish_one(client: HubClient, asked: dict[str, Any]) -> Any:
-    return told(client.publish(publication(asked), create=asked.get("create", False)))
+    return told(client.publish(publication(asked), create=asked.get("create", False), replace=asked.get("replace", False)))
 
 
 def read_back(client: HubClient, asked: dict[str, Any]) -> Any:
@@ -60,7 +60,8 @@ def everything(client: HubClient, asked: dict[str, Any]) -> Any:
         )
 
     planned = [publish.Planned(kind, version["name"], version["repo_id"], build) for kind, version in asked["versions"].items()]
-    return [told(found) for found in publish.publish_all(planned, client, Path(asked["metadata"]), create=asked.get("create", False))]
+    how = {name: asked.get(name, False) for name in ("create", "again")}
+    return [told(found) for found in publish.publish_all(planned, client, Path(asked["metadata"]), **how)]
 
 
 def load_card(client: HubClient, asked: dict[str, Any]) -> Any:

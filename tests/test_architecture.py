@@ -28,6 +28,7 @@ FOUNDATION: dict[str, set[str]] = {
     "records": set(),
     "config": {"errors", "records"},
     "rating_tree": set(),
+    "version_names": {"errors", "records"},
     "publication": {"version_names"},
     "ports": {"config", "records", "rating_tree", "publication", "version_names"},
     "prompts": {"config", "records"},
@@ -38,7 +39,17 @@ FOUNDATION: dict[str, set[str]] = {
     "hardware": set(),
     "machine": {"config", "hardware"},
 }
-SHARED = {"errors", "records", "config", "ports", "prompts", "publication", "rating_tree", "store"}  # any stage may import these
+SHARED = {
+    "errors",
+    "records",
+    "config",
+    "ports",
+    "prompts",
+    "publication",
+    "rating_tree",
+    "store",
+    "version_names",
+}  # any stage may import these
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,6 @@ STAGES: dict[str, Stage] = {
     "versions": Stage(
         {
             "versions",
-            "version_names",
             "version_inputs",
             "version_files",
             "version_changes",
@@ -92,10 +102,10 @@ STAGES: dict[str, Stage] = {
             "hub_rows",
         },
         also={"yaml_text", "markdown"},
-        on_use={"backends.plots", "backends.go_template", "version_names"},
+        on_use={"backends.plots", "backends.go_template"},
     ),
     "privacy": Stage({"privacy", "privacy_patterns", "verbatim"}),
-    "publish": Stage({"publish"}, on_use={"version_names"}),
+    "publish": Stage({"publish"}),
     "report": Stage({"report", "report_sections", "report_markup"}),
 }
 
@@ -107,7 +117,7 @@ BACKENDS: dict[str, set[str]] = {
     "backends.git": set(),
     "backends.go_template": {"backends.gguf_header"},
     "backends.gguf_header": set(),
-    "backends.hub": {"backends.hub_session", "backends.hub_wire", "version_names"},
+    "backends.hub": {"backends.hub_session", "backends.hub_wire"},
     "backends.hub_session": set(),
     "backends.hub_wire": {"backends.hub_session"},
     "backends.plots": set(),
@@ -145,11 +155,14 @@ TOP: dict[str, set[str]] = {
     "run_left": {"config", "store"},
     "run_cards": {"cards", "config", "errors", "publish", "records", "run_left", "store", "version_branch", "versions"},
     "run_versions": {
+        "config",
+        "privacy",
+        "records",
         "yaml_text",
         "errors", "github", "ports", "run", "store", "version_record", "version_reservations", "version_reserve", "versions",
     },
     "run_publish": {
-        "config", "errors", "hub_files", "ports", "privacy", "prompts", "publication", "publish", "run", "store", "version_names",
+        "config", "errors", "github", "hub_files", "ports", "privacy", "prompts", "publication", "publish", "run", "store", "version_names",
         "yaml_text",
     },
     "cli": {"arguments", "errors"},

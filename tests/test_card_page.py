@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import json
 import re
+import shlex
 from collections.abc import Mapping
 from html.parser import HTMLParser
 from typing import Any
@@ -11,15 +14,20 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import DatasetCard, ModelCard
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from pipeline import card_page_figures as figures
+from pipeline import card_page_sections as sections
 from pipeline import markdown, yaml_text
 from pipeline.card_checks import validate_card
 from pipeline.card_page import Page, front_matter, readme
+from pipeline.config import _override, parse_config
+from pipeline.prompts import answer_schema
 from pipeline.publication import Published
-from tests.test_cards import PUBLISHED, cards, read_1_2
+from pipeline.records import to_plain
+from tests.test_cards import PUBLISHED, cards, config, read_1_2
 
 HUB = "https://huggingface.co"
 DATASET = Published("dataset", "0012-train-1.0.0.0", "org/demo-dataset", "d" * 40, f"{HUB}/datasets/org/demo-dataset", True)
@@ -131,9 +139,10 @@ def test_what_is_not_there_is_left_out() -> None:
 
 def test_a_page_says_what_it_is_about_and_how_sure_that_is() -> None:
     text = text_of("model", cards()["model"], known={"dataset": DATASET})
-    assert body(text).split("\n\n")[1:2] == ["**Not decided.**"]
+    assert body(text).split("\n\n")[2:3] == ["**Not decided.**"]
     for said in (
-        "# demo: 0899-model-1.0.0.0", "| fine-tuned | 80.0 [50.0, 90.0] |", "| base | 40.0 [50.0, 90.0] |", "+20.0 [−10.0, +50.0]",
+        "# Demo: rating model, version 0899\n\n`0899-model-1.0.0.0`", "| fine-tuned | 80.0\u00a0[50.0,\u00a090.0] |",
+        "| base | 40.0\u00a0[50.0,\u00a090.0] |", "+20.0\u00a0[−10.0,\u00a0+50.0]",
         f"[0012-train-1.0.0.0]({HUB}/datasets/org/demo-dataset/tree/0012-train-1.0.0.0)", "not meant for: clinical", "remember rows",
         "`apache-2.0`; from: the base model, whose weights these are.", "sha256:adapter", "uv run pipeline run",
         "chrf of 1 of the 3 rationales", "commit that made it is not recorded",
@@ -144,13 +153,146 @@ def test_a_page_says_what_it_is_about_and_how_sure_that_is() -> None:
 def test_the_commit_is_part_of_how_to_make_it_again() -> None:
     card = cards()["run"]
     card["pipeline"]["commit"] = "c" * 40
-    assert f"```bash\ngit checkout {'c' * 40}\nuv run pipeline run\n```" in text_of("run", card)
+    text = text_of("run", card)
+    assert f"```bash\ngit checkout {'c' * 40}\nuv run pipeline run\n```" in text
+    assert "calls its versions provisional" in text
+    assert "the commit that made it" not in text
+
+
+def test_the_recorded_settings_make_the_version_again() -> None:
+    """What a form or a shell set beside the commit is in the commands, in words that a shell and the configuration read back."""
+    chosen: dict[str, Any] = {
+        "train": {"epochs": 3, "learning_rate": 1e-05}, "prompt": {"topic": "it's 50 % \"coughs\": #1\u2028é 🙂", "max_tokens": 99},
+        "generate": {"max_tokens": 48}, "model": {"name": "smollm2:135m"},
+        "evaluate": {"metrics": ["chrf"], "gates": {"a.b": {"value": "> 0"}}},
+        "dataset": {"columns": {"text": ["a b", "yes"]}, "raters": {"x": {"rating": "r"}}, "copilot": {"rating": "null"}},
+    }  # fmt: skip
+    made = config(**chosen)
+    segment = {name: getattr(made.dataset.columns, name) for name in ("text", "rating")}
+    card = cards(**chosen)
+    card["model"]["pipeline"]["base"]["name"] = made.model.name
+    card["model"]["pipeline"]["builds"] = [{"machine": {"engine": "ollama"}}]
+    card["dataset"]["pipeline"]["segments"] = {
+        "C": {f"dataset.columns.{name}": value for name, value in to_plain(segment).items()}
+        | {"dataset.raters": {"x": {"rating": "r", "rationale": None}}, "dataset.copilot.rating": "null", "rows": "sha256:x"},
+        "D": {"prompt.topic": made.prompt.topic, "prompt.instruction": None},
+    }
+    overrides: list[str] = []
+    for kind in KINDS:
+        words = shlex.split(
+            text_of(kind, card[kind]).split("## Make it again")[1].split("```bash\n")[1].split("\n```")[0].replace("\\\n", "")
+        )
+        assert words[:4] == ["uv", "run", "pipeline", "run"]
+        assert set(words[4::2]) <= {"--set"}
+        overrides += words[5::2]
+    assert {override.partition("=")[0] for override in overrides} == {
+        "model.name", "model.engine", "train.epochs", "train.learning_rate", "train.batch_size", "prompt.topic", "prompt.max_tokens",
+        "generate.max_tokens", "evaluate.metrics", "evaluate.gates", "dataset.columns.text", "dataset.raters", "dataset.copilot.rating",
+    }  # fmt: skip
+    tree: dict[str, Any] = {"project": "demo"}
+    for override in overrides:
+        _override(tree, override)
+    again = parse_config(tree)
+    assert again == dataclasses.replace(made, model=dataclasses.replace(made.model, engine="ollama"))
+
+
+def test_a_page_tells_what_is_rated_and_how_to_ask() -> None:
+    card = cards(prompt={"topic": "coughs"}, dataset={"columns": {"text": ["chief_complaint", "triage_note"]}})
+    for kind in KINDS:
+        assert "for: coughs. Answers: Does Not Match, Unknown or Match, with a reason." in text_of(kind, card[kind])
+    told = card["model"]["pipeline"]["prompt"]
+    text = text_of("model", card["model"])
+    assert f"```text\n{told['instruction']}\n\nChief complaint: {{chief complaint}}\nTriage note: {{triage note}}\n```" in text
+    schema = json.loads(text.split("```json\n")[1].split("\n```")[0])
+    assert schema == answer_schema(config().dataset.scale)
+    del card["model"]["pipeline"]["prompt"]
+    older = text_of("model", card["model"])
+    assert "What it expects: one user message" in older
+    assert "coughs" not in older
+
+
+def test_a_gate_that_did_not_pass_stands_right_after_the_verdict() -> None:
+    made = cards()
+    gates = [
+        {"gate": "a", "outcome": "passed", "words": "Passed: a is 1."},
+        {"gate": "b", "outcome": "failed", "words": "Failed: b is -0.5; asked: value > 0."},
+        {"gate": "c", "outcome": "inconclusive", "words": "Inconclusive: c is 0.5."},
+    ]
+    made["run"]["pipeline"]["gates"] = made["model"]["pipeline"]["metrics"]["gates"] = gates
+    for kind in ("run", "model"):
+        shown = body(text_of(kind, made[kind])).split("\n\n")
+        assert shown[3:5] == ["**Gate failed:** b is −0.5; asked: value &gt; 0.", "**Gate undecided:** c is 0.5."]
+
+
+def test_a_models_page_leads_to_the_systems_that_it_does_not_show() -> None:
+    card = cards()["model"]
+    card["pipeline"]["metrics"]["notes"] = ["The 3 rows form 2 groups."]
+    url = f"{HUB}/datasets/org/demo-runs/tree/{RUN.name}"
+    text = text_of("model", card, known={"dataset": DATASET, "run": RUN})
+    assert f"The 3 rows form 2 groups. [The run's page]({url}) compares further systems: the copilot." in text
+    assert f"evaluation [{RUN.name}]({url})" in text
+    assert "The run compares further systems: the copilot." in text_of("model", card)
+    del card["pipeline"]["metrics"]["others"]
+    assert f"[The run's page]({url}) compares further systems." in text_of("model", card, known={"run": RUN})
+
+
+def test_a_page_claims_no_more_than_the_card_knows() -> None:
+    made = cards()
+    assert "10 records that experts rated, each with a rating, 9 of them with a reason,**" in text_of("dataset", made["dataset"])
+    made["dataset"]["pipeline"]["data_quality"]["without_rationale"] = 0
+    assert "each with a rating and a reason,**" in text_of("dataset", made["dataset"])
+    made["run"]["pipeline"] |= {"commit": "c" * 40, "unknown": []}
+    assert "What is unknown" in text_of("run", made["run"])  # the licence
+    made["run"] |= {"license": "mit"}
+    assert "What is unknown" not in text_of("run", made["run"])
+    made["model"]["pipeline"]["approach"]["method"] = "model_set"
+    made["model"]["pipeline"]["validation"] = {"examples": 0, "how": "no examples"}
+    text = text_of("model", made["model"])
+    assert "rows trained on: none, since no weights were changed" in text
+    assert "solved examples" not in text.replace("Solved examples in it", "")
+
+
+def test_a_digest_stands_once() -> None:
+    about = cards()["model"]["pipeline"]
+    about["lineage"] |= {"model of base": about["base"]["digest"], "model of fine_tuned": "sha256:made", "scores.json": "sha256:s"}
+    about["builds"] = [{"artifact": "sha256:made", "created": "2026-01-02T03:04:05+00:00"}] * 2
+    rows = sections.lineage(about, {}).splitlines()[2:]
+    digests = [row.rsplit("|", 2)[1].strip() for row in rows]
+    assert len(set(digests)) == len(digests)
+    assert "| built 2026-01-02 03:04\u00a0UTC | `fine_tuned_model.gguf` | `sha256:made` |" in rows
+    assert not any("model of" in row for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("same", "near", "said"),
+    [
+        (4, 0, "likeliest on all of them."),
+        (3, 1, "likeliest on 3 of them; on 1 the two likeliest ratings were so close that"),
+        (2, 1, "on 1 they differed by more."),
+    ],
+)
+def test_the_check_of_what_is_served_is_told_in_words(same: int, near: int, said: str) -> None:
+    about = cards()["model"]["pipeline"]
+    about["validation"] = {"rows": 4, "merged": {"same_rating": same, "near_ties": near}}
+    text = figures.training(about)
+    assert said in text
+    assert len(text.split("\n\n")[0].splitlines()) <= 14
+    assert "| Memory at most | 0.0 GB |" in text
+    assert "| Time | 2 s |" in text
+
+
+def test_reasons_stand_side_by_side() -> None:
+    told = cards()["run"]["pipeline"]
+    told["systems"]["copilot"]["rationale"] = [{"metric": "rouge", "estimate": {"value": 0.5}, "n_unscored": 1}]
+    lines = figures.rationales(told).splitlines()
+    assert "| System | chrF | ROUGE-L |" in lines
+    assert "| copilot | – | 0.500, 1 row without a score |" in lines
 
 
 def test_only_published_weights_are_run_from_the_hub() -> None:
     card = cards()["model"]
     assert "hf.co" not in text_of("model", card).replace("huggingface.co", "")
-    assert "ollama run 0899-model-1.0.0.0" in text_of("model", card)
+    assert "uv run pipeline register --set model.engine=ollama\nollama run 0899-model-1.0.0.0" in text_of("model", card)
     text = text_of("model", card, files=("fine_tuned_model.gguf",), notes=("A note.",))
     assert "ollama run hf.co/org/demo-model:fine_tuned_model.gguf" in text
     assert "A note." in text
@@ -213,6 +355,9 @@ def test_text_from_data_stays_text(kind: Any, hostile: str) -> None:
     if kind == "model":
         about["base"]["name"] = about["approach"]["reason"] = about["license_from"] = hostile
         about["hyperparameters"][hostile] = hostile
+        about["metrics"] |= {"notes": [hostile], "others": [hostile]}
+    about["prompt"] = {"topic": hostile, "labels": [hostile, "b"], "instruction": hostile, "headings": [hostile]}
+    about["segments"] = {"A": {"dataset.source": hostile, "dataset.raters": {hostile: hostile}}}
     plots = {"plots/a.png": hostile}
     text = text_of(kind, card, plots=plots)
     assert yaml.safe_load(text.split("\n---\n")[0].removeprefix("---\n"))["pipeline"]["id"] == "0899"
@@ -230,6 +375,7 @@ def test_text_from_data_stays_text(kind: Any, hostile: str) -> None:
 
 @settings(deadline=None, max_examples=300)
 @given(st.text(max_size=30))
+@example("__0__")
 def test_escaped_text_renders_as_itself(value: str) -> None:
     expected = markdown.line(value)
     for made in (f"{markdown.text(value)}", f"x {markdown.text(value)} x", f"- {markdown.text(value)}"):

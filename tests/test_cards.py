@@ -23,6 +23,7 @@ from pipeline import yaml_text
 from pipeline.cards import dataset_card, model_card, read_card, run_card, validate_card, write_card
 from pipeline.config import PipelineConfig, parse_config
 from pipeline.errors import ArtifactError
+from pipeline.prompts import instruction
 from pipeline.records import (
     Comparison,
     DataQuality,
@@ -30,6 +31,7 @@ from pipeline.records import (
     EpochFigures,
     Estimate,
     Evaluation,
+    GateResult,
     ModelFacts,
     RatingScores,
     RationaleScore,
@@ -229,6 +231,31 @@ def test_only_the_models_own_scores_are_its_claims() -> None:
     assert result["dataset"] == {"name": "0012-test-1.0.0.0", "type": "demo", "split": "test", "revision": "a" * 40}
     assert list(card["pipeline"]["metrics"]["systems"]) == ["base", "fine_tuned", "majority"]
     assert [(pair["a"], pair["b"]) for pair in card["pipeline"]["metrics"]["comparisons"]] == [("fine_tuned", "base")]
+    assert card["pipeline"]["metrics"]["others"] == ["copilot"]
+
+
+def test_a_models_card_has_the_gates_of_its_run_and_how_to_read_its_table() -> None:
+    groups = "The 3 rows form 2 groups: intervals count groups."
+    gate = GateResult("fine_tuned.accuracy: value >= 0.9", "failed", "Failed: fine_tuned.accuracy is 0.8; asked: value >= 0.9.")
+    seen = dataclasses.replace(evaluation(), gates=(gate,), notes=(groups, "The copilot rated 1 of 3 rows and is scored on those."))
+    metrics = model_card(config(), FACTS, version=version(), method="lora", evaluation=seen)["pipeline"]["metrics"]
+    assert metrics["gates"] == [{"gate": gate.gate, "outcome": "failed", "words": gate.words}]
+    assert metrics["notes"] == [groups]
+
+
+def test_a_card_tells_what_is_rated_and_how_to_ask() -> None:
+    chosen = {"prompt": {"topic": "coughs"}, "dataset": {"columns": {"text": ["triage_note"]}}}
+    for card in cards(**chosen).values():
+        assert card["pipeline"]["prompt"] == {
+            "topic": "coughs", "labels": ["Does Not Match", "Unknown", "Match"], "headings": ["Triage note"],
+            "instruction": instruction(config(**chosen).prompt, config().dataset.scale),
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize(("folder", "shown"), [("./out/a", "out/a"), ("/srv/out", "outputs"), ("../out", "outputs"), ("~/out", "outputs")])
+def test_commands_name_the_folder_of_the_project_only(folder: str, shown: str) -> None:
+    card = model_card(config(output_dir=folder), FACTS, version=version(), method="lora")
+    assert card["pipeline"]["how_to_run"]["llama.cpp"] == f"llama-server --model {shown}/fine_tuned_model.gguf"
 
 
 def test_without_a_url_there_is_no_source_and_without_scores_no_model_index() -> None:
@@ -380,6 +407,8 @@ def test_a_missing_field_is_named(kind: str) -> None:
         ({"key": None}, "pipeline.key: must be text in quotes"),
         ({"kind": "run"}, "pipeline.kind: must be model"),
         ({"schema_version": None}, "pipeline.schema_version: must be a number"),
+        ({"prompt": {"topic": 1}}, "pipeline.prompt.topic: must be text"),
+        ({"prompt": {"labels": [1]}}, "pipeline.prompt.labels[0]: 1 is no text"),
         ({"versions": None}, "pipeline.versions: must be a list"),
         ({"versions": [{"id": 1}]}, "pipeline.versions[0].id: must be text in quotes"),
     ],

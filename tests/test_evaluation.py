@@ -149,7 +149,7 @@ def test_a_loss_is_worse_and_said_so() -> None:
     assert pair is not None
     assert pair.verdict == "worse"
     assert result.verdict.startswith("Fine-tuning did not help here; it made the answers worse: ")
-    assert "-40.0 points" in result.verdict
+    assert "−40.0 points" in result.verdict
 
 
 def test_a_small_difference_is_not_decided_and_says_what_could_be_seen() -> None:
@@ -227,7 +227,7 @@ def test_given_systems_are_scored_on_their_rows_and_compared_on_common_ones() ->
     assert third is not None
     assert third.accuracy.value is None
     assert any("Rater third rated 0 of 200 rows" in note for note in result.notes)
-    assert any(note.startswith("Agreement of the expert and 2 more: Krippendorff's alpha (ordinal) is 1.000") for note in result.notes)
+    assert any("Agreement of the expert and" in note and "Krippendorff's alpha (ordinal) is 1.000" in note for note in result.notes)
 
 
 def test_an_unusable_given_rating_is_wrong() -> None:
@@ -259,7 +259,7 @@ def test_few_or_no_rows(n: int) -> None:
         assert scores.accuracy.value == 1
         assert scores.accuracy.low is not None
         assert scores.accuracy.low < 0.4
-        assert "Only 0 rows told the two apart, too few to show any difference." in result.verdict
+        assert "No row told the two apart, so no difference can show." in result.verdict
 
 
 def test_one_rating_only() -> None:

@@ -5,6 +5,7 @@ The real huggingface_hub speaks with the double, in a process of its own: it rea
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import signal
@@ -36,7 +37,8 @@ from tests.hub_double import (
     says,
 )  # fmt: skip
 
-NAME, REPO = "0001-model-1.0.0.0", "ns/p-model"
+NAME, NEWER, REPO = "0001-model-1.0.0.0", "0002-model-1.0.1.0", "ns/p-model"
+SIDE = f"publishing-{NAME}"
 CARD = "---\nlicense: mit\ntags: [one]\n---\n# A model\n"
 WEIGHTS = "\0" * 9000
 FILES = {"README.md": CARD, "model_card.yaml": "a: 1\n", "metrics/scores.json": "{}", "adapter.gguf": WEIGHTS}
@@ -180,6 +182,7 @@ def test_a_tag_with_other_content_is_never_moved(hub: HubDouble, publish: Callab
         assert NAME in error["text"]
         assert "other content" in error["text"]
         assert "new version" in error["hint"]
+        assert "--replace" in error["hint"]
     assert hub.repository(REPO).tags == {NAME: commit}
     assert len(hub.repository(REPO).commits) == 2
 
@@ -407,6 +410,346 @@ def test_nobody_there(client: HubProcess, publish: Callable[..., dict[str, Any]]
         error = failed(no_secret(lonely.do("publish", kind="model", name=NAME, repo_id=REPO, files=FILES)))
     assert f"no answer from {gone.address}" in error["text"]
     assert "HF_ENDPOINT" in error["hint"]
+
+
+# --- an older version ------------------------------------------------------------------------------------------------
+
+NEWER_FILES = {"README.md": CARD + "newer", "fine_tuned_model.gguf": "\0" * 8000}
+GITATTRIBUTES = {".gitattributes": b"*.gguf filter=lfs\n"}
+
+
+def as_bytes(files: dict[str, str]) -> dict[str, bytes]:
+    return {path: text.encode() for path, text in files.items()} | GITATTRIBUTES
+
+
+@pytest.fixture
+def newer(hub: HubDouble, publish: Callable[..., dict[str, Any]]) -> str:
+    """The commit of a newer version that is there."""
+    commit = str(done(publish(name=NEWER, files=NEWER_FILES))["commit"])
+    hub.requests.clear()
+    return commit
+
+
+def published_aside(hub: HubDouble, newer: str, files: dict[str, str] = FILES) -> None:
+    """The older version is under its tag, main has the newer one, and no branch is left."""
+    repository = hub.repository(REPO)
+    assert repository.head.id == newer
+    assert repository.files == as_bytes(NEWER_FILES)
+    assert set(repository.tags) == {NAME, NEWER}
+    assert repository.tags[NEWER] == newer
+    assert repository.tagged(NAME) == as_bytes(files)
+    assert repository.branches == {}
+
+
+def test_an_older_version_leaves_main_alone(hub: HubDouble, publish: Callable[..., dict[str, Any]], newer: str, client: HubProcess) -> None:
+    answer = done(publish())
+    published_aside(hub, newer)
+    assert (answer["changed"], answer["commit"]) == (True, hub.repository(REPO).tags[NAME])
+    writes = [operation for operation in hub.operations() if operation in ("branch", "commit", "tag", "delete-branch", "delete-tag")]
+    assert writes == ["branch", "commit", "tag", "delete-branch"]
+    assert [commit.id for commit in hub.repository(REPO).lines[answer["commit"]]][-2] == newer  # made from main's head
+    hub.requests.clear()
+    assert done(publish()) == answer | {"changed": False}
+    assert hub.operations() == ["info", "refs", "tree"]
+    assert done(client.do("read_back", kind="model", repo_id=REPO, name=NAME))["commit"] == answer["commit"]
+
+
+def test_an_older_version_keeps_what_others_put_there(hub: HubDouble, publish: Callable[..., dict[str, Any]]) -> None:
+    done(publish(name=NEWER, files=NEWER_FILES))
+    hub.repository(REPO).push({"notes.md": b"theirs"})
+    done(publish())
+    assert hub.repository(REPO).tagged(NAME) == as_bytes(FILES) | {"notes.md": b"theirs"}
+    assert hub.repository(REPO).files == as_bytes(NEWER_FILES) | {"notes.md": b"theirs"}
+
+
+def test_a_newer_version_whose_tag_is_not_set_yet_counts(hub: HubDouble, publish: Callable[..., dict[str, Any]], newer: str) -> None:
+    tags = hub.repository(REPO).tags
+    del tags[NEWER]
+    done(publish())
+    assert hub.repository(REPO).head.id == newer
+    assert done(publish(name=NEWER, files=NEWER_FILES))["commit"] == newer
+    published_aside(hub, newer)
+
+
+@pytest.mark.parametrize("tag", ["9999-release", "v2", "0000-model-1.0.0.0", "2024-01-01", "0001-model-1.0.9.0"])
+def test_tags_that_are_no_newer_version_do_not_count(hub: HubDouble, publish: Callable[..., dict[str, Any]], tag: str) -> None:
+    repository = hub.repository(REPO)
+    repository.tags[tag] = repository.head.id
+    done(publish())
+    assert repository.head.id == repository.tags[NAME]
+    assert "branch" not in hub.operations()
+
+
+def test_an_older_version_that_equals_the_newer_one_needs_a_tag_only(
+    hub: HubDouble, publish: Callable[..., dict[str, Any]], newer: str
+) -> None:
+    assert done(publish(files=NEWER_FILES))["commit"] == newer
+    assert not {"branch", "commit"} & set(hub.operations())
+
+
+def test_a_newer_version_comes_meanwhile(hub: HubDouble, publish: Callable[..., dict[str, Any]]) -> None:
+    """After the look at the tags and before the commit."""
+
+    def come() -> None:
+        repository = hub.repository(REPO)
+        repository.push({path: text.encode() for path, text in NEWER_FILES.items()}, NEWER)
+        repository.tags[NEWER] = repository.head.id
+
+    hub.fail("commit", meanwhile(come))
+    done(publish())
+    published_aside(hub, hub.repository(REPO).commits[1].id)
+
+
+SIDE_WRITES = ["branch", "preupload", "lfs-put", "commit", "tag", "delete-branch"]
+
+
+@pytest.mark.parametrize(
+    ("at", "fault"),
+    [(at, fault) for at in SIDE_WRITES for fault in [*UNDONE, *DONE]]
+    + [("commit", "412"), ("commit", "409"), ("branch", "409"), ("tag", "409")],
+)
+def test_once_is_survived_beside_main(hub: HubDouble, publish: Callable[..., dict[str, Any]], newer: str, at: str, fault: str) -> None:
+    hub.fail(at, (UNDONE | DONE | {"412": says(412), "409": says(409)})[fault])
+    answer = publish()
+    assert done(answer)["changed"] is True
+    published_aside(hub, newer)
+    assert len(hub.repository(REPO).lines) == 3  # never a second commit
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("at", ["branch", "delete-branch"])
+def test_a_token_that_may_not_branch(hub: HubDouble, publish: Callable[..., dict[str, Any]], newer: str, at: str, status: int) -> None:
+    hub.fail(at, says(status), times=None)
+    answer = publish()
+    assert f"HTTP {status}" in failed(answer)["text"]
+    assert answer["slept"] == []
+    assert hub.repository(REPO).head.id == newer
+
+
+def test_a_branch_that_moves_for_ever(hub: HubDouble, publish: Callable[..., dict[str, Any]], newer: str) -> None:
+    hub.only_pull_requests()
+    answer = publish()
+    assert "HTTP 412" in failed(answer)["text"]
+    assert len(answer["slept"]) == 4
+    hub.no_faults()
+    done(publish())
+    published_aside(hub, newer)
+    assert hub.operations().count("branch") == 1  # the one that was left
+
+
+@pytest.mark.parametrize("left", ["empty", "behind", "other content", "whole", "tagged"])
+def test_a_branch_that_was_left(hub: HubDouble, publish: Callable[..., dict[str, Any]], newer: str, left: str) -> None:
+    repository = hub.repository(REPO)
+    repository.branches[SIDE] = repository.commits[:-1] if left == "behind" else repository.commits
+    if left == "other content":
+        repository.push({"README.md": b"stale", "adapter.gguf": b"stale", "params": b"{}"}, NAME, SIDE)
+    elif left in ("whole", "tagged"):
+        gone: dict[str, bytes | None] = dict.fromkeys(set(NEWER_FILES) - set(FILES))
+        repository.push(gone | {path: text.encode() for path, text in FILES.items()}, NAME, SIDE)
+    if left == "tagged":
+        repository.tags[NAME] = repository.branches[SIDE][-1].id
+    assert done(publish())["changed"] is (left != "tagged")
+    published_aside(hub, newer)
+    assert "branch" not in hub.operations()
+    assert hub.operations().count("commit") == (0 if left in ("whole", "tagged") else 1)
+
+
+def test_branches_that_others_left_are_deleted_once_their_tags_keep_them(
+    hub: HubDouble, publish: Callable[..., dict[str, Any]], newer: str
+) -> None:
+    repository = hub.repository(REPO)
+    for name in ("0003-model-1.0.0.0", "0004-model-1.0.0.0", "0005-model-1.0.0.0"):
+        repository.branches[f"publishing-{name}"] = repository.commits
+        repository.push({"params": name.encode()}, name, f"publishing-{name}")
+    repository.tags["0003-model-1.0.0.0"] = repository.branches["publishing-0003-model-1.0.0.0"][-1].id
+    repository.tags["0004-model-1.0.0.0"] = newer  # on its way to be moved
+    repository.branches["mine"] = repository.branches[NEWER] = repository.commits
+    done(publish(name=NEWER, files=NEWER_FILES))
+    assert set(repository.branches) == {"mine", NEWER, "publishing-0004-model-1.0.0.0", "publishing-0005-model-1.0.0.0"}
+
+
+def test_another_publishes_the_same_older_version_meanwhile(hub: HubDouble, publish: Callable[..., dict[str, Any]], newer: str) -> None:
+    """It is there, tagged and its branch deleted, when this one would commit."""
+    repository = hub.repository(REPO)
+
+    def finish() -> None:
+        gone: dict[str, bytes | None] = dict.fromkeys(set(NEWER_FILES) - set(FILES))
+        repository.tags[NAME] = repository.push(gone | {path: text.encode() for path, text in FILES.items()}, NAME, SIDE).id
+        del repository.branches[SIDE]
+
+    hub.fail("commit", meanwhile(finish))
+    done(publish())
+    published_aside(hub, newer)
+    assert len(repository.lines) == 3
+
+
+@pytest.mark.parametrize("at", ["delete-branch", "delete-tag"])
+def test_another_deletes_meanwhile(hub: HubDouble, publish: Callable[..., dict[str, Any]], newer: str, at: str) -> None:
+    """Whichever way the Hub says that there is nothing to delete."""
+    repository = hub.repository(REPO)
+    done(publish(files={"README.md": CARD}))
+    hub.fail(at, meanwhile(lambda: repository.branches.clear() if at == "delete-branch" else repository.tags.pop(NAME)))
+    done(publish(replace=True))
+    published_aside(hub, newer)
+    hub.fail(at, after(says(400, "Reference does not exist")))
+    done(publish(replace=True, files={"README.md": CARD}))
+    published_aside(hub, newer, {"README.md": CARD})
+    hub.fail(at, says(400, "not now"))
+    assert "not now" in failed(publish(replace=True))["text"]
+
+
+def test_a_branch_that_is_shown_late(hub: HubDouble, publish: Callable[..., dict[str, Any]], newer: str) -> None:
+    hub.fail("commit", meanwhile(lambda: hub.lag(refs=1)))
+    hub.fail("commit", says(500))
+    done(publish())
+    published_aside(hub, newer)
+    hub.fail("branch", after(drops))
+    hub.fail("refs", lambda handler, work: work())
+    hub.fail("refs", meanwhile(lambda: hub.lag(refs=1)))
+    done(publish(name="0000-model-1.0.0.0"))
+    assert hub.repository(REPO).branches == {}
+    assert hub.operations().count("branch") == 3
+
+
+# --- in the place of what is there -----------------------------------------------------------------------------------
+
+MORE = {**FILES, "fine_tuned_model.gguf": "\0" * 7000}
+
+
+def test_a_tag_is_moved_when_told(hub: HubDouble, publish: Callable[..., dict[str, Any]]) -> None:
+    """The newest version: main has what the tag has."""
+    first = done(publish())["commit"]
+    hub.requests.clear()
+    second = done(publish(files=MORE, replace=True))
+    repository = hub.repository(REPO)
+    assert second["changed"] is True
+    assert [commit.id for commit in repository.commits[1:]] == [first, second["commit"]]
+    assert repository.tags == {NAME: second["commit"]}
+    assert repository.files == as_bytes(MORE)
+    assert [operation for operation in hub.operations() if "tag" in operation] == ["delete-tag", "tag"]
+    assert hub.operations()[-2:] == ["tag", "refs"]
+    assert done(publish(files=MORE, replace=True)) == second | {"changed": False}
+    third = done(publish(replace=True))["commit"]  # and back: not to the commit that is the head no more
+    assert third not in (first, second["commit"])
+    assert repository.head.id == repository.tags[NAME] == third
+    assert repository.files == as_bytes(FILES)
+
+
+def test_an_older_tag_is_moved_beside_main(hub: HubDouble, publish: Callable[..., dict[str, Any]]) -> None:
+    first = done(publish())["commit"]
+    newer = done(publish(name=NEWER, files=NEWER_FILES))["commit"]
+    second = done(publish(files=MORE, replace=True))["commit"]
+    published_aside(hub, newer, MORE)
+    third = done(publish(files={"README.md": CARD}, replace=True))["commit"]
+    published_aside(hub, newer, {"README.md": CARD})
+    assert len({first, second, third}) == 3
+    assert done(publish(replace=True))["commit"] == first  # main has it still
+    published_aside(hub, newer)
+    assert "other content" in failed(publish(files=MORE))["text"]
+
+
+def test_to_replace_what_is_not_there_is_to_publish_it(hub: HubDouble, publish: Callable[..., dict[str, Any]]) -> None:
+    assert done(publish(replace=True))["changed"] is True
+    published_once(hub)
+    assert done(publish(replace=True))["changed"] is False
+    assert "delete-tag" not in hub.operations()
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["newest", "older"])
+@pytest.mark.parametrize(
+    ("at", "fault"), [(at, fault) for at in ("delete-tag", "tag") for fault in [*UNDONE, *DONE, "409"]] + [("commit", "412")]
+)
+def test_once_is_survived_while_a_tag_is_moved(
+    hub: HubDouble, publish: Callable[..., dict[str, Any]], at: str, fault: str, older: bool
+) -> None:
+    done(publish())
+    newer = done(publish(name=NEWER, files=NEWER_FILES))["commit"] if older else ""
+    made = len(hub.repository(REPO).lines)
+    hub.fail(at, (UNDONE | DONE | {"412": says(412), "409": says(409)})[fault])
+    answer = publish(files=MORE, replace=True)
+    assert done(answer)["changed"] is True
+    assert len(answer["slept"]) == 1
+    if older:
+        published_aside(hub, newer, MORE)
+    assert hub.repository(REPO).tagged(NAME) == as_bytes(MORE)
+    assert len(hub.repository(REPO).lines) == made + 1
+
+
+def test_a_moved_tag_that_is_shown_late(hub: HubDouble, publish: Callable[..., dict[str, Any]]) -> None:
+    done(publish())
+    before = hub.repository(REPO).refs
+
+    def late() -> None:
+        hub.repository(REPO).before = before
+
+    hub.fail("refs", lambda handler, work: work())
+    hub.fail("refs", meanwhile(late), times=2)
+    hub.fail("tag", meanwhile(lambda: hub.lag(refs=2)))
+    answer = publish(files=MORE, replace=True)
+    assert done(answer)["commit"] == hub.repository(REPO).head.id
+    assert answer["slept"] == [0.1, 0.2]
+
+
+def test_two_replace_at_once(hub: HubDouble, publish: Callable[..., dict[str, Any]]) -> None:
+    """The other one's tag is there when this one would set its own: the last one holds, and nobody is told what is not so."""
+    repository = hub.repository(REPO)
+    done(publish())
+
+    def other() -> None:
+        repository.tags[NAME] = repository.push({"README.md": b"theirs"}, NAME).id
+
+    hub.fail("tag", meanwhile(other))
+    answer = done(publish(files=MORE, replace=True))
+    assert repository.tags == {NAME: answer["commit"]}
+    assert repository.tagged(NAME) == as_bytes(MORE)
+
+
+def test_a_move_that_was_cut_short_is_finished_without_being_told(hub: HubDouble, publish: Callable[..., dict[str, Any]]) -> None:
+    done(publish())
+    hub.fail("tag", says(403))
+    failed(publish(files=MORE, replace=True))
+    assert hub.repository(REPO).tags == {}
+    done(publish(files=MORE))
+    assert hub.repository(REPO).tags == {NAME: hub.repository(REPO).head.id}
+    assert len(hub.repository(REPO).commits) == 3
+
+
+# --- killed ----------------------------------------------------------------------------------------------------------
+
+
+def outcome(hub: HubDouble) -> Any:
+    repository = hub.repository(REPO)
+    return [commit.id for commit in repository.commits], repository.tags, repository.branches, repository.tagged(NAME)
+
+
+@pytest.mark.parametrize("flow", ["older", "replaced", "older replaced"])
+def test_killed_at_every_request(hub: HubDouble, publish: Callable[..., dict[str, Any]], client: HubProcess, flow: str) -> None:
+    """Before each request is served, and after the last: the next call ends where an undisturbed one does."""
+    if flow != "older":
+        done(publish(files={"README.md": CARD, "template": "before"}))
+    if flow != "replaced":
+        done(publish(name=NEWER, files=NEWER_FILES))
+    start = copy.deepcopy(hub.repository(REPO)), dict(hub.objects)
+
+    def anew() -> None:
+        hub.reset()
+        hub.repositories[REPO], hub.objects = copy.deepcopy(start[0]), dict(start[1])
+
+    anew()
+    asked = {"replace": flow != "older"}
+    done(publish(**asked))
+    wanted, steps = outcome(hub), hub.operations()
+    assert {"older": "branch", "replaced": "delete-tag", "older replaced": "delete-branch"}[flow] in steps
+    given: dict[str, Any] = {"kind": "model", "name": NAME, "repo_id": REPO, "files": FILES} | asked
+    for at in range(1, len(steps) + 2):
+        anew()
+        served = at > len(steps)
+        assert client.do("publish", dies=(min(at, len(steps)), served), **given) == {"killed": True}, at
+        repository = hub.repository(REPO)
+        assert repository.head.id in {wanted[0][-1], start[0].head.id}
+        assert repository.tags.get(NEWER) == start[0].tags.get(NEWER)
+        done(publish(**asked))
+        assert outcome(hub) == wanted, (at, steps[: at - 1])
 
 
 # --- rate limits -----------------------------------------------------------------------------------------------------

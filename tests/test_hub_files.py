@@ -138,7 +138,7 @@ def test_by_default_no_row_and_no_weight_goes(made: Version) -> None:
     files = {kind: list(made.publication(kind).files) for kind in made.cards}
     assert files == {
         "dataset": ["README.md", "dataset_card.yaml"],
-        "model": ["README.md", "model_card.yaml", "plots/accuracy.png", "plots/learning_curve.png"],
+        "model": ["README.md", "model_card.yaml", "plots/accuracy.png"],
         "run": ["README.md", "run_card.yaml", "plots/accuracy.png", "plots/confusion.png", "metrics/metrics.parquet"],
     }
     texts = [part for record in made.records for part in (record.prompt, record.rationale)]
@@ -318,6 +318,23 @@ def test_weights_come_with_what_ollama_needs_to_talk_to_them(made: Version) -> N
     }  # fmt: skip
     page = as_bytes(files["README.md"]).decode()
     assert "ollama run hf.co/org/demo-model:fine_tuned_model.gguf" in page
+
+
+def test_a_page_says_gguf_only_where_one_lies_beside_it(made: Version) -> None:
+    for weights in (False, True):
+        told = DatasetCard(as_bytes(made.publication("model", weights=weights).files["README.md"]).decode()).data.to_dict()
+        assert ("gguf" in told["tags"], "library_name" in told) == (weights, weights)
+        assert "lora" in told["tags"]
+
+
+def test_published_rows_come_with_what_each_field_holds(made: Version) -> None:
+    assert "| Field |" not in as_bytes(made.publication("dataset").files["README.md"]).decode()
+    page = as_bytes(made.publication("dataset", rows=True).files["README.md"]).decode()
+    for said in (
+        "| `rating` | int64 |", "the copilot's reason, where there is one",
+        "| `meta_ward` | string | the column ward of the original table |",
+    ):  # fmt: skip
+        assert said in page
 
 
 def test_a_servers_own_manner_goes_before_the_files(made: Version) -> None:

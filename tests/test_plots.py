@@ -28,6 +28,8 @@ def chunks(png: bytes) -> list[bytes]:
 def test_a_run_shows_accuracy_and_confusion_and_a_model_its_learning_curve() -> None:
     made = cards()
     assert list(draw(made["run"])) == ["accuracy.png", "confusion.png"]
+    assert list(draw(made["model"])) == ["accuracy.png"]  # one epoch is no course
+    made["model"]["pipeline"]["training"]["epochs"] *= 2
     assert list(draw(made["model"])) == ["accuracy.png", "learning_curve.png"]
     assert draw(made["dataset"]) == {}
     alt = draw(made["run"])["accuracy.png"].alt

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from pipeline.errors import ArtifactError, BackendError
 from pipeline.publication import Publication, Published
 from pipeline.publish import JOURNAL, Place, Planned, mark_pending, merge_journals, pending, preview_all, publish_all, published
+from pipeline.store import write_text
 from pipeline.version_names import Kind
 from tests.hub_double import TOKEN, WRITES, HubDouble, HubProcess
 
@@ -31,17 +33,29 @@ class FakeHub:
 
     def __init__(self) -> None:
         self.sent: list[Publication] = []
+        self.replaced: list[bool] = []
+        self.there: dict[Place, Published] = {}
         self.broken: str | None = None
 
-    def publish(self, publication: Publication, *, create: bool = False) -> Published:
+    def publish(self, publication: Publication, *, create: bool = False, replace: bool = False) -> Published:
         if publication.kind == self.broken:
             raise BackendError("the Hub is down", hint="run again")
         self.sent.append(publication)
-        commit = f"{len(self.sent):040x}"
-        return Published(publication.kind, publication.name, publication.repo_id, commit, f"https://hub/{publication.name}", changed=True)
+        self.replaced.append(replace)
+        place = publication.kind, publication.name, publication.repo_id
+        self.there[place] = Published(*place, f"{len(self.sent):040x}", f"https://hub/{publication.name}", changed=True)
+        return self.there[place]
 
     def read_back(self, kind: Kind, repo_id: str, name: str) -> Published | None:
-        raise NotImplementedError
+        return self.there.get((kind, name, repo_id))
+
+
+class Unchanged(FakeHub):
+    """Has all of it already."""
+
+    def publish(self, publication: Publication, *, create: bool = False, replace: bool = False) -> Published:
+        self.replaced.append(replace)
+        return self.there[publication.kind, publication.name, publication.repo_id]
 
 
 def build(kind: Kind, found: Mapping[Kind, Published]) -> Publication:
@@ -116,6 +130,114 @@ def test_a_builder_that_gives_another_version_is_a_bug(tmp_path: Path) -> None:
         publish_all([stray], FakeHub(), tmp_path)
     with pytest.raises(ValueError, match="two versions"):
         publish_all(planned("run", "run"), FakeHub(), tmp_path)
+
+
+# --- again -----------------------------------------------------------------------------------------------------------
+
+
+def test_again_sends_what_was_published(tmp_path: Path) -> None:
+    hub = FakeHub()
+    publish_all(planned("dataset", "model"), hub, tmp_path, now=lambda: NOON)
+    text = (tmp_path / JOURNAL).read_text()
+    results = publish_all(planned("dataset", "model"), hub, tmp_path, again=True, now=lambda: NOON + timedelta(hours=1))
+    assert hub.replaced == [False, False, True, True]
+    assert [result.commit for result in results] == [f"{number:040x}" for number in (3, 4)]
+    assert f"dataset: {3:040x}".encode() in hub.sent[3].files["README.md"]  # type: ignore[operator]
+    assert (tmp_path / JOURNAL).read_text().startswith(text)
+    assert [(line["state"], line["at"][11:13]) for line in journal(tmp_path)[4:]] == [("published", "13")] * 2
+    assert [published(tmp_path)[PLACES[kind]].commit for kind in ("dataset", "model")] == [result.commit for result in results]
+    assert pending(tmp_path) == []
+    assert [result.commit for result in publish_all(planned("dataset", "model"), hub, tmp_path)] == [result.commit for result in results]
+    assert len(hub.sent) == 4
+
+
+def test_again_without_a_change_adds_no_line(tmp_path: Path) -> None:
+    hub = FakeHub()
+    publish_all(planned("dataset"), hub, tmp_path)
+    text = (tmp_path / JOURNAL).read_text()
+    same = Unchanged()
+    same.there = hub.there
+    publish_all(planned("dataset"), same, tmp_path, again=True)
+    assert same.replaced == [True]
+    assert (tmp_path / JOURNAL).read_text() == text
+
+
+def test_again_notes_a_move_whose_line_was_never_written(tmp_path: Path) -> None:
+    """The run before died after it had moved the tag: now nothing changes, and the journal is behind."""
+    publish_all(planned("dataset"), FakeHub(), tmp_path)
+    ahead = Unchanged()
+    ahead.there[PLACES["dataset"]] = Published(*PLACES["dataset"], "e" * 40, "https://hub/e", changed=False)
+    publish_all(planned("dataset"), ahead, tmp_path, again=True)
+    assert published(tmp_path)[PLACES["dataset"]].commit == "e" * 40
+
+
+def test_again_replaces_what_no_journal_knows(tmp_path: Path) -> None:
+    hub = FakeHub()
+    publish_all(planned("dataset"), hub, tmp_path, again=True)
+    assert hub.replaced == [True]
+    assert [line["state"] for line in journal(tmp_path)] == ["pending", "published"]
+
+
+def test_a_clock_that_goes_back_hides_no_line(tmp_path: Path) -> None:
+    hub = FakeHub()
+    publish_all(planned("dataset"), hub, tmp_path, now=lambda: NOON)
+    [result] = publish_all(planned("dataset"), hub, tmp_path, again=True, now=lambda: NOON - timedelta(days=1))
+    assert published(tmp_path)[PLACES["dataset"]].commit == result.commit
+    assert journal(tmp_path)[-1]["at"] == "2026-03-01T12:00:01Z"
+
+
+def published_line(commit: str, at: str) -> str:
+    kind, name, repo = PLACES["dataset"]
+    told = {"at": at, "commit": commit * 40, "kind": kind, "name": name, "repo": repo, "state": "published", "url": "u"}
+    return json.dumps(told, sort_keys=True) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "latest"),
+    [
+        ([("a", "12:00Z"), ("b", "14:00Z")], [("a", "12:00Z"), ("c", "13:00Z")], "b"),
+        ([("a", "12:00Z"), ("b", "13:00Z")], [("a", "12:00Z"), ("c", "14:00Z")], "c"),
+        ([("a", "12:00Z"), ("b", "13:00Z"), ("a", "14:00Z")], [("a", "12:00Z")], "a"),
+        ([("a", "12:00Z")], [("a", "12:00Z"), ("b", "13:00Z"), ("a", "14:00Z")], "a"),
+        ([("a", "12:00Z"), ("b", "12:00Z")], [], "b"),
+        ([("a", "12:00+02:00"), ("b", "11:00Z")], [("c", "10:30")], "b"),
+    ],
+)
+def test_the_latest_line_holds_after_a_merge(
+    tmp_path: Path, ours: list[tuple[str, str]], theirs: list[tuple[str, str]], latest: str
+) -> None:
+    sides = ["".join(published_line(commit, f"2026-03-01T{at}") for commit, at in lines) for lines in (ours, theirs)]
+    for merged in (merge_journals(*sides), merge_journals(*reversed(sides)), sides[0] + sides[1], sides[1] + sides[0]):
+        (tmp_path / JOURNAL).write_text(merged)
+        assert published(tmp_path)[PLACES["dataset"]].commit == latest * 40
+
+
+# --- what can't be built whole any more ------------------------------------------------------------------------------
+
+
+def incomplete(kind: Kind) -> Planned:
+    return Planned(*PLACES[kind], build, incomplete=True)
+
+
+def test_what_a_cut_off_attempt_published_is_taken(tmp_path: Path) -> None:
+    hub = FakeHub()
+    mark_pending(tmp_path, [PLACES["dataset"], PLACES["model"]])
+    hub.there[PLACES["dataset"]] = Published(*PLACES["dataset"], "d" * 40, "https://hub/d", changed=False)
+    results = publish_all([incomplete("dataset"), *planned("model")], hub, tmp_path)
+    assert [publication.kind for publication in hub.sent] == ["model"]
+    assert results[0].commit == published(tmp_path)[PLACES["dataset"]].commit == "d" * 40
+    assert b"d" * 40 in hub.sent[0].files["README.md"]  # type: ignore[operator]
+    assert pending(tmp_path) == []
+
+
+def test_what_is_not_there_is_published_as_it_can_be_built(tmp_path: Path) -> None:
+    hub = FakeHub()
+    publish_all([incomplete("dataset")], hub, tmp_path)
+    assert len(hub.sent) == 1
+    text = (tmp_path / JOURNAL).read_text()
+    publish_all([incomplete("dataset")], hub, tmp_path, again=True)  # files that are there are not taken away
+    assert len(hub.sent) == 1
+    assert (tmp_path / JOURNAL).read_text() == text
 
 
 # --- the journal -----------------------------------------------------------------------------------------------------
@@ -327,6 +449,31 @@ def test_killed_at_every_request(client: HubProcess, server: HubDouble, tmp_path
         assert pending(metadata) == []
         assert journal(metadata)[: len(lines)] == lines
         assert len(journal(metadata)) == 6
+
+
+def test_killed_at_every_request_while_it_is_published_again(client: HubProcess, server: HubDouble, tmp_path: Path) -> None:
+    """One version with more files than before: the tag, the head of main and the journal agree in the end."""
+    server.reset()
+    kind, name, repo = PLACES["model"]
+    before = {kind: {"name": name, "repo_id": repo, "files": {"metrics/a.json": "{}"}}}
+    client.do("everything", versions=before, metadata=str(tmp_path / "start"), create=True)
+    start, text = copy.deepcopy(server.repositories), (tmp_path / "start" / JOURNAL).read_text()
+    server.requests.clear()
+    client.do("everything", versions={kind: VERSIONS[kind]}, metadata=str(tmp_path / "start"), again=True)
+    wanted, steps = outcome(server), server.operations()
+    assert "delete-tag" in steps
+    for at in range(1, len(steps) + 2):
+        server.reset()
+        server.repositories = copy.deepcopy(start)
+        metadata = tmp_path / f"{at}"
+        write_text(metadata / JOURNAL, text)
+        asked: dict[str, Any] = {"versions": {kind: VERSIONS[kind]}, "metadata": str(metadata), "again": True}
+        assert client.do("everything", dies=(min(at, len(steps)), at > len(steps)), **asked) == {"killed": True}
+        answer = client.do("everything", **asked)
+        assert "error" not in answer, answer["error"]["trace"]
+        assert outcome(server) == wanted, at
+        assert published(metadata)[PLACES["model"]].commit == server.repository(repo).tags[name] == server.repository(repo).head.id
+        assert len(journal(metadata)) == 3
 
 
 def outcome(server: HubDouble) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import yaml
 
 from pipeline import run_versions
 from pipeline.backends.git import GitRemote
-from pipeline.errors import OutputError, PrivacyError, UserError
+from pipeline.errors import ArtifactError, OutputError, PrivacyError, UserError
 from pipeline.run import Pipeline
 from pipeline.versions import verify
 from tests.test_run import ROOT, Job, job  # noqa: F401  a fixture
@@ -176,12 +176,103 @@ def test_artifacts_are_those_that_are_listed(team: Team, tmp_path: Path) -> None
         run_versions.collect(team.pipeline(checkout), tmp_path / "all")
 
 
-def test_a_public_repository_is_left_before_a_row_is_read(team: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_get_the_split_that_a_run_under_way_gave_them(team: Team) -> None:
+    """Two pushes with the same new rows, of which either may be recorded first: both give them the same split, and the same again is
+    the same version."""
+    one, two = team.clone("one"), team.clone("two")
+    team.push(one, rows=200)
+    git(two, "pull", "--quiet")
+    team.pipeline(one).run()
+    run_versions.record(team.pipeline(one), GitRemote(one))
+    table = (ROOT / "data" / "chief_complaints.csv").read_text(encoding="utf-8").splitlines(keepends=True)
+    for checkout, rows in ((one, 150), (two, 220)):
+        (checkout / "data" / "chief_complaints.csv").write_text("".join(table[:rows]), encoding="utf-8")
+        run_versions.reserve(team.pipeline(checkout), GitRemote(checkout), hold=HOLD)
+    for checkout in (two, one):  # whoever reserved last ends first
+        team.pipeline(checkout).run()
+        done = run_versions.record(team.pipeline(checkout), GitRemote(checkout))
+        assert not [remark for remark in done.recorded.remarks if "another split" in remark]
+    for rows in (150, 220):
+        fresh = team.clone(f"fresh-{rows}")
+        (fresh / "data" / "chief_complaints.csv").write_text("".join(table[:rows]), encoding="utf-8")
+        assert not run_versions.reserve(team.pipeline(fresh), GitRemote(fresh), hold=HOLD).changed
+
+
+def test_the_same_wish_is_not_tried_again_where_a_model_set_was_made_instead(team: Team) -> None:
+    checkout = team.clone("one")
+    commit_held = run_versions.reserve(team.pipeline(checkout), GitRemote(checkout), hold=HOLD)
+    team.job.trainer.why_not = "an architecture of its own"
+    team.pipeline(checkout).run()
+    done = run_versions.record(team.pipeline(checkout), GitRemote(checkout))
+    record = yaml.safe_load((checkout / "metadata" / "versions" / "model-0001.yaml").read_text(encoding="utf-8"))
+    assert (record["asked"], done.recorded.failed) == (commit_held.allocations["model"].key, ())
+    fresh = team.clone("fresh")
+    again = run_versions.reserve(team.pipeline(fresh), GitRemote(fresh), hold=HOLD)
+    assert (again.changed, {kind: r.name for kind, r in again.allocations.items()}) == (False, dict(done.recorded.versions))
+    changed = run_versions.reserve(team.pipeline(fresh, "train.epochs=2"), GitRemote(fresh), hold=HOLD)
+    assert changed.changed, "another recipe is another wish"
+
+
+def test_a_dry_run_leaves_what_is_held(team: Team) -> None:
+    checkout = team.clone("one")
+    run_versions.reserve(team.pipeline(checkout), GitRemote(checkout), hold=HOLD)
+    before = (checkout / "outputs" / "reservation.json").read_bytes()
+    would = run_versions.reserve(team.pipeline(checkout, "train.epochs=2"), GitRemote(checkout), hold=HOLD, dry_run=True)
+    assert (would.changed, would.dry_run) == (True, True)
+    assert (checkout / "outputs" / "reservation.json").read_bytes() == before
+    assert team.pipeline(checkout).run().versions == FIRST
+
+
+def test_a_reservation_does_not_let_another_branch_record(team: Team) -> None:
+    checkout = team.clone("one")
+    run_versions.reserve(team.pipeline(checkout), GitRemote(checkout), hold=HOLD)
+    git(checkout, "switch", "--quiet", "-c", "feature")
+    assert "provisional" in next(o.summary for o in team.pipeline(checkout).run().stages if o.stage == "version")
+    with pytest.raises(UserError, match="only the default branch"):
+        run_versions.record(team.pipeline(checkout), GitRemote(checkout))
+
+
+def test_a_record_that_is_repeated_still_says_what_waits(team: Team) -> None:
+    on = ("publish.enabled=true", "publish.namespace=org")
+    checkout = team.clone("one")
+    team.pipeline(checkout, *on).run()
+    assert run_versions.record(team.pipeline(checkout, *on), GitRemote(checkout)).publish
+    assert run_versions.record(team.pipeline(checkout, *on), GitRemote(checkout)).publish
+
+
+def test_a_history_that_contradicts_itself_is_told_before_the_run(team: Team) -> None:
+    checkout = team.clone("one")
+    team.pipeline(checkout).run()
+    run_versions.record(team.pipeline(checkout), GitRemote(checkout))
+    card = checkout / "metadata" / "run_card.yaml"
+    card.write_text(card.read_text(encoding="utf-8").replace("0001-model-1.0.0.0-data", "0007-model-1.0.0.0-data"), encoding="utf-8")
+    git(checkout, "commit", "--quiet", "-am", "By hand")
+    git(checkout, "push", "--quiet", "origin", "main")
+    fresh = team.clone("fresh")
+    with pytest.raises(ArtifactError, match="contradict") as error:
+        run_versions.reserve(team.pipeline(fresh, "train.epochs=2"), GitRemote(fresh), hold=HOLD)
+    assert "run_card.yaml" in str(error.value)
+    assert "/tmp/" not in str(error.value)
+
+
+@pytest.mark.parametrize("branch", ["main", "feature"])
+def test_what_the_workflow_could_not_publish_is_said_before_the_run(team: Team, monkeypatch: pytest.MonkeyPatch, branch: str) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    checkout = team.clone("one")
+    git(checkout, "switch", "--quiet", "-C", branch)
+    rows = ("publish.enabled=true", "publish.namespace=org", "publish.rows=true", "publish.artifacts=[outputs]")
+    with pytest.raises(UserError, match=r"publish\.rows is on, and the workflow keeps no dataset"):
+        run_versions.reserve(team.pipeline(checkout, *rows), GitRemote(checkout), hold=HOLD)
+
+
+@pytest.mark.parametrize("branch", ["main", "feature"])
+def test_a_public_repository_is_left_before_a_row_is_read(team: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, branch: str) -> None:
     event = tmp_path / "event.json"
     event.write_text(json.dumps({"repository": {"private": False, "default_branch": "main"}}), encoding="utf-8")
     for name, value in {"GITHUB_ACTIONS": "true", "GITHUB_EVENT_PATH": str(event)}.items():
         monkeypatch.setenv(name, value)
     checkout = team.clone("one")
+    git(checkout, "switch", "--quiet", "-C", branch)
     (checkout / "data" / "chief_complaints.csv").write_text("not even a table", encoding="utf-8")
     with pytest.raises(PrivacyError, match="public"):
         run_versions.reserve(team.pipeline(checkout, "dataset.shareable=false"), GitRemote(checkout), hold=HOLD)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import secrets
@@ -20,12 +21,13 @@ import pytest
 from pipeline import yaml_text
 from pipeline.errors import ArtifactError
 from pipeline.version_files import record_path
-from pipeline.versions import KINDS, Registry, read_assignments, write_assignments
+from pipeline.versions import KINDS, Registry, read_assignments, verify, write_assignments
 from tests.version_runs import (
     Killer,
     ToyRun,
     before_push,
     checked_out,
+    clone,
     done,
     git,
     healthy,
@@ -36,6 +38,8 @@ from tests.version_runs import (
     reserved,
     toy,
 )
+
+SOMEBODY = ("-c", "user.name=Somebody", "-c", "user.email=somebody@example.org")
 
 
 @pytest.fixture
@@ -324,6 +328,47 @@ def test_a_record_that_waits_already_is_not_pushed_again(bare: Path) -> None:
     again = run.record(pull_request=True)
     assert (again.commit, again.branch, again.versions, again.waits) == (first.commit, first.branch, first.versions, True)
     assert refs(bare) == before
+
+
+def test_a_second_attempt_adds_to_what_waits_in_the_pull_request(bare: Path) -> None:
+    """The first attempt failed, and its branch says so; the repeated run did not."""
+    run = toy(bare)
+    run.reserve()
+    first = run.record(incoming=run.folder / "nothing", pull_request=True)
+    assert len(first.failed) == 3
+    run.run()
+    second = run.record(pull_request=True)
+    assert (second.branch, second.waits, second.commit != first.commit) == (first.branch, True, True)
+    assert second.new == tuple(second.versions.values())
+    git(bare, "update-ref", "refs/heads/main", str(second.commit))
+    assert [(e.id, e.status) for e in Registry.load(checked_out(bare, bare.parent / "merged")).versions("run")] == [
+        ("0001", "failed"), ("0002", "done"),
+    ]  # fmt: skip
+    assert verify(bare.parent / "merged" / "metadata") == []
+    assert "[skip ci]" not in git(bare, "log", "-1", "--format=%B", "main"), "a pull request's checks must run"
+
+
+def test_two_pull_requests_with_one_dataset_can_both_be_merged(bare: Path) -> None:
+    one, two = toy(bare, "one"), toy(bare, "two")
+    two.config = dataclasses.replace(two.config, train=dataclasses.replace(two.config.train, epochs=7))
+    for run in (one, two):
+        run.reserve()
+        run.run()
+    branches = [run.record(pull_request=True).branch for run in (one, two)]
+    merger = clone(bare, bare.parent / "merger")
+    git(merger, *SOMEBODY, "merge", "--quiet", "--no-edit", f"origin/{branches[0]}")
+    git(merger, *SOMEBODY, "merge", "--quiet", "--no-edit", "-X", "theirs", f"origin/{branches[1]}")
+    (merger / "metadata" / "versions" / "index.jsonl").unlink()
+    git(merger, *SOMEBODY, "commit", "--quiet", "--all", "-m", "Merge")
+    git(merger, "push", "--quiet", "origin", "main")
+    third = toy(bare, "third", rows="more")
+    third.reserve()
+    third.run()
+    done = third.record()
+    assert "0002-train-1.0.0.0" in done.failed
+    seen = checked_out(bare, bare.parent / "seen")
+    assert verify(seen) == []
+    assert {"0001-model-1.0.0.0", "0002-model-1.0.1.0", done.versions["model"]} <= {e.name for e in Registry.load(seen).versions("model")}
 
 
 def test_a_card_that_was_changed_by_hand_is_not_overwritten_where_nothing_is_to_be_recorded(bare: Path) -> None:

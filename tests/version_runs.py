@@ -31,7 +31,7 @@ from pipeline.records import digest_text
 from pipeline.store import write_text
 from pipeline.version_record import Recorded, record
 from pipeline.version_reservations import RunReservation, read_reservation, write_reservation
-from pipeline.version_reserve import Reserved, reserve
+from pipeline.version_reserve import Planned, Reserved, reserve
 from pipeline.versions import (
     KINDS,
     Allocation,
@@ -93,7 +93,7 @@ class ToyRun:
         return {"dataset": data, "model": model, "run": run}
 
     def reserve(self, *, now: Callable[[], datetime] = lambda: datetime.now(UTC), **how: Any) -> Reserved:
-        done = reserve(self.remote, "metadata", lambda registry, _: self.plan(registry), run=self.name, hold=HOLD, now=now, **how)
+        done = reserve(self.remote, "metadata", lambda registry, *_: Planned(self.plan(registry)), run=self.name, hold=HOLD, now=now, **how)
         write_reservation(self.outputs, RunReservation(done.nonce, tuple(done.allocations.values()), {}))
         return done
 

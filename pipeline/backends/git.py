@@ -18,11 +18,10 @@ from functools import cached_property
 from pathlib import Path
 
 from pipeline.errors import BackendError, PushLostError, UserError
-from pipeline.ports import RemoteState
+from pipeline.ports import RESERVED_TAGS, WAITING_BRANCHES, RemoteState
 
 TOKEN = "PIPELINE_GIT_TOKEN"  # for https remotes; of the one step that talks to them
 BOT = ("github-actions[bot]", "41898282+github-actions[bot]@users.noreply.github.com")
-RESERVED = "refs/tags/reserved/"
 _LOCAL_S, _NETWORK_S = 60, 180
 _TRIES = 4  # for a remote that can't be reached
 _LOOKS = 12  # for one that changes while it is read
@@ -94,9 +93,10 @@ class GitRemote:
             if branch is None or f"refs/heads/{branch}" not in refs:
                 raise BackendError(f"the remote {self.remote} has no default branch yet", hint="push the first commit to it")
             tags = {name.removeprefix("refs/tags/"): oid for name, oid in refs.items() if name.startswith("refs/tags/")}
-            held = sorted(name for name in refs if name.startswith(RESERVED))
+            held = sorted(name for name in refs if name.startswith(f"refs/tags/{RESERVED_TAGS}"))
+            waiting = [name for name in refs if name.startswith(f"refs/heads/{WAITING_BRANCHES}")]
             try:
-                self._fetch([f"refs/heads/{branch}", *held])
+                self._fetch([f"refs/heads/{branch}", *waiting, *held])
             except PushLostError:
                 continue  # a reservation went between the two
             if self._git("cat-file", "-e", refs[f"refs/heads/{branch}"], code=None) is None:
@@ -157,7 +157,7 @@ class GitRemote:
         A reservation points at an empty commit without a past instead, so that reading it fetches nothing else, in a shallow clone either,
         and no plain `git fetch` takes it along.
         """
-        if f"refs/tags/{name}".startswith(RESERVED):
+        if name.startswith(RESERVED_TAGS):
             commit = self._empty_commit
         who, email = self._person
         text = f"object {commit}\ntype commit\ntag {name}\ntagger {who} <{email}> {int(time.time())} +0000\n\n{message}"
@@ -171,20 +171,32 @@ class GitRemote:
             BackendError: refused (rights, a protected branch), or the remote can't be reached.
         """
         refspecs = [f"{oid or ''}:{ref}" for ref, oid in updates.items()]
-        done = self._run("push", "--porcelain", "--atomic", "--no-verify", self.remote, *refspecs, timeout=_NETWORK_S)
-        said = self._safe(f"{done.stdout}\n{done.stderr}")
-        mine = [line.split("\t") for line in done.stdout.splitlines() if "\t" in line]
-        if done.returncode == 0:
-            # "=": the object was there before, so it is not we who put it there
-            if others := [line[1] for line in mine if line[0] == "="]:
-                raise PushLostError(f"already there: {', '.join(others)}")
-            return
+        for attempt in range(_TRIES):
+            done = self._run("push", "--porcelain", "--atomic", "--no-verify", self.remote, *refspecs, timeout=_NETWORK_S)
+            said = self._safe(f"{done.stdout}\n{done.stderr}")
+            results = [line.split("\t") for line in done.stdout.splitlines() if "\t" in line]
+            if done.returncode == 0:
+                # "=": the object was there before, so it is not we who put it there, or an answer was lost: looking again tells
+                if others := [line[1] for line in results if line[0] == "="]:
+                    raise PushLostError(f"already there: {', '.join(others)}")
+                return
+            self._raise_if_refused(said, " ".join(line[-1].lower() for line in results if line[0] == "!"))
+            if self._is_final(said) or attempt == _TRIES - 1:
+                raise self._failure("push", said)
+            self._sleep(_PAUSE_S * 2**attempt * random.uniform(0.5, 1.0))
+
+    def _raise_if_refused(self, said: str, reasons: str) -> None:
+        """What the remote itself says no to."""
         low = said.lower()
-        reasons = " ".join(line[-1].lower() for line in mine if line[0] == "!")
+        if "gh007" in low:
+            raise BackendError(
+                f"the remote {self.remote} refused the push: {_reason(said)}",
+                hint="set an address that may be public: `git config user.email`",
+            )
         if any(word in reasons or word in low for word in _PROTECTED):
             raise BackendError(
                 f"the remote {self.remote} refused the push: {_reason(said)}",
-                hint="let this job past the branch's protection (a ruleset bypass), or use `pipeline version record --pull-request`",
+                hint="let this job past the rules for branches and tags; for the branch alone, `pipeline version record --pull-request`",
             )
         if taken := re.search(r"'refs/(heads|tags)/(\S+)' exists; cannot create", said):
             what = "branch" if taken[1] == "heads" else "tag"
@@ -194,7 +206,6 @@ class GitRemote:
             )
         if any(word in reasons for word in _RACE) or any(word in low for word in ("remote ref does not exist", "fetch first")):
             raise PushLostError(_reason(said))
-        raise self._failure("push", said)
 
     def advance(self, branch: str, commit: str, folder: str) -> bool:
         """Moves the checked-out branch on to a commit that differs from it in `folder` alone, and the index with it; the files are left to
@@ -249,10 +260,14 @@ class GitRemote:
             said = self._safe(done.stderr)
             if "couldn't find remote ref" in said.lower() or "could not find remote ref" in said.lower():
                 raise PushLostError(_reason(said))
-            if any(word in said.lower() for word in _RIGHTS) or attempt == _TRIES - 1:
+            if self._is_final(said) or attempt == _TRIES - 1:
                 raise self._failure(arguments[0], said)
             self._sleep(_PAUSE_S * 2**attempt * random.uniform(0.5, 1.0))
         raise AssertionError("unreachable")
+
+    def _is_final(self, said: str) -> bool:
+        """Whether asking again can't help."""
+        return "--atomic" in said or any(word in said.lower() for word in _RIGHTS)
 
     def _failure(self, what: str, said: str) -> BackendError:
         if "--atomic" in said:

@@ -18,11 +18,13 @@ from pipeline.backends.hub_session import Garbled, Patience, Refused
 from pipeline.backends.hub_wire import AGAIN, Wire, endpoint
 from pipeline.errors import ArtifactError, BackendError, PrivacyError
 from pipeline.publication import REPO_TYPES, Publication, Published, RepoType, is_owned, url_of
+from pipeline.version_names import is_name
 
 if TYPE_CHECKING:
     from pipeline.version_names import Kind
 
 BRANCH = "main"
+SIDE = "publishing-"  # and the version: the branch that an older version's commit is made on, until the tag keeps it
 SHOWN_FILES = 5
 _CHUNK = 1 << 20
 
@@ -57,11 +59,11 @@ class HubClient:
     ) -> None:
         self.patience, self._sleep, self._now = patience or Patience(), sleep, now
 
-    def publish(self, publication: Publication, *, create: bool = False) -> Published:
+    def publish(self, publication: Publication, *, create: bool = False, replace: bool = False) -> Published:
         """See `pipeline.ports.Hub.publish`."""
         wanted = {path: content_of(source, path) for path, source in publication.files.items()}
         with self._wire(publication.kind, publication.repo_id).open() as wire:
-            work = _Publishing(_Repository(wire, publication.repo_type, publication.repo_id), publication, wanted, create)
+            work = _Publishing(_Repository(wire, publication.repo_type, publication.repo_id), publication, wanted, create, replace)
             return wire.patiently(work.settle)
 
     def read_back(self, kind: Kind, repo_id: str, name: str) -> Published | None:
@@ -70,7 +72,7 @@ class HubClient:
             repository = _Repository(wire, REPO_TYPES[kind], repo_id)
 
             def look() -> str | None:
-                return None if repository.is_private() is None else repository.tag(name)
+                return None if repository.is_private() is None else repository.refs().tags.get(name)
 
             commit = wire.patiently(look)
             return (
@@ -104,6 +106,14 @@ def content_of(source: bytes | Path, name: str) -> Content:
     return Content(size, blob.hexdigest(), sha256.hexdigest())
 
 
+@dataclass(frozen=True, slots=True)
+class _Refs:
+    """Tags and branches -> the commits that they name."""
+
+    tags: Mapping[str, str]
+    branches: Mapping[str, str]
+
+
 class _Repository:
     """What is asked of one repository, each question once and without patience."""
 
@@ -127,13 +137,13 @@ class _Repository:
             if refused.status != 409:  # somebody else was faster, or still is
                 raise
 
-    def tag(self, name: str) -> str | None:
-        """The commit that a tag names."""
+    def refs(self) -> _Refs:
         refs = self.wire.call(lambda: self.wire.api.list_repo_refs(**self._which))
-        return next((str(tag.target_commit) for tag in refs.tags if tag.name == name), None)
+        tags, branches = ({ref.name: str(ref.target_commit) for ref in group} for group in (refs.tags, refs.branches))
+        return _Refs(tags, branches)
 
     def newest_commits(self) -> list[tuple[str, str]]:
-        """Commit and title of the newest ones, the head first. From the list of commits: what is told of the repository may be old."""
+        """Commit and title of main's newest ones, the head first. From the list of commits: what is told of the repository may be old."""
 
         def ask() -> list[tuple[str, str]]:
             reply = get_session().get(f"{endpoint()}/api/{self.type}s/{self.id}/commits/{BRANCH}", headers=build_hf_headers(token=True))
@@ -149,20 +159,41 @@ class _Repository:
             if isinstance(file, RepoFile)
         }
 
-    def commit(self, title: str, files: Mapping[str, bytes | Path], gone: list[str], parent: str | None) -> str:
+    def commit(self, branch: str, title: str, files: Mapping[str, bytes | Path], gone: list[str], parent: str | None) -> str:
         """The commit made; the head as it is where the Hub finds nothing to change."""
         operations: list[Any] = [CommitOperationDelete(path, is_folder=False) for path in gone]
         for path, source in files.items():  # made anew for each try: the client changes them
             operations.append(CommitOperationAdd(path, source if isinstance(source, bytes) else str(source.absolute())))
         made = self.wire.call(
             lambda: self.wire.api.create_commit(
-                **self._which, operations=operations, commit_message=title, revision=BRANCH, parent_commit=parent
+                **self._which, operations=operations, commit_message=title, revision=branch, parent_commit=parent
             )
         )
         return str(made.oid)
 
     def set_tag(self, name: str, commit: str) -> None:
         self.wire.call(lambda: self.wire.api.create_tag(**self._which, tag=name, revision=commit, exist_ok=False))
+
+    def delete_tag(self, name: str) -> None:
+        self._delete(lambda: self.wire.api.delete_tag(**self._which, tag=name), lambda: name in self.refs().tags)
+
+    def create_branch(self, name: str, commit: str) -> None:
+        try:
+            self.wire.call(lambda: self.wire.api.create_branch(**self._which, branch=name, revision=commit))
+        except Refused as refused:
+            if refused.status != 409:  # there and not shown yet; if it is at another commit, the next commit is refused
+                raise
+
+    def delete_branch(self, name: str) -> None:
+        self._delete(lambda: self.wire.api.delete_branch(**self._which, branch=name), lambda: name in self.refs().branches)
+
+    def _delete(self, work: Callable[[], None], is_there: Callable[[], bool]) -> None:
+        """What is gone already is no fault. 404 says so; 400 may."""
+        try:
+            self.wire.call(work)
+        except Refused as refused:
+            if refused.status != 404 and (refused.status != 400 or is_there()):
+                raise
 
 
 @dataclass(slots=True)
@@ -173,19 +204,24 @@ class _Publishing:
     publication: Publication
     wanted: Tree
     create: bool
+    replace: bool
     wrote: bool = False  # by now something may have been changed
+    branched: bool = False  # by now there may be a side branch, shown or not
 
     def settle(self) -> Published:
         self._check_repository()
-        tagged = self.repository.tag(self.publication.name)
-        if tagged is None:
-            tagged = self._bring()
-            self._set_tag(tagged)
-        else:
-            self._check_tagged(tagged)
-        publication = self.publication
+        refs, publication = self.repository.refs(), self.publication
+        tagged = refs.tags.get(publication.name)
+        if tagged is None or self._must_move(tagged):
+            former, tagged = tagged, self._bring(refs)
+            self._set_tag(tagged, former)
+        self._tidy(refs)
         url = url_of(publication.kind, publication.repo_id, publication.name, endpoint())
         return Published(publication.kind, publication.name, publication.repo_id, tagged, url, changed=self.wrote)
+
+    @property
+    def _side(self) -> str:
+        return SIDE + self.publication.name
 
     def _check_repository(self) -> None:
         private = self.repository.is_private()
@@ -206,26 +242,43 @@ class _Publishing:
         mine = set(self.wanted) | {path for path in there if is_owned(path)}
         return sorted(path for path in mine if path not in self.wanted or not self.wanted[path].is_same(there.get(path)))
 
-    def _check_tagged(self, commit: str) -> None:
-        if different := self._differences(self.repository.tree(commit)):
+    def _must_move(self, commit: str) -> bool:
+        different = self._differences(self.repository.tree(commit))
+        if different and not self.replace:
             raise self._error(
                 f"the tag {self.publication.name} is there with other content (commit {commit[:12]}): {_named(different)}",
-                "a tag is never moved: make a new version; or, if what is there is wrong, delete the tag on the Hub and publish again",
+                "make a new version; or, to put this in its place, publish again with --replace",
             )
+        return bool(different)
 
-    def _bring(self) -> str:
+    def _bring(self, refs: _Refs) -> str:
         """The commit that holds the version: one that does so already (an answer was lost, or a run died before it set the tag),
-        or a new one."""
+        or a new one, on main unless a newer version is there."""
         commits = self.repository.newest_commits()
         head = self.repository.tree(commits[0][0]) if commits else {}
-        for at, (commit, title) in enumerate(commits):
-            if (at == 0 or title == self.publication.name) and not self._differences(head if at == 0 else self.repository.tree(commit)):
-                return commit
-        return self._send(commits[0][0] if commits else None, [path for path in head if is_owned(path) and path not in self.wanted])
+        if commits and not self._differences(head):
+            return commits[0][0]
+        # of the version's commits only the newest: what a later one replaced must not come back while main has that one
+        own = next((commit for commit, title in commits if title == self.publication.name), None)
+        if own is not None and own != commits[0][0] and not self._differences(self.repository.tree(own)):
+            return own
+        if not commits or not self._is_older([*refs.tags, *(title for _, title in commits)]):
+            return self._send(BRANCH, commits[0][0] if commits else None, head)
+        if (side := refs.branches.get(self._side)) is None:
+            self.branched = True
+            self.repository.create_branch(self._side, commits[0][0])
+            return self._send(self._side, commits[0][0], head)
+        there = self.repository.tree(side)  # a run died before it set the tag
+        return self._send(self._side, side, there) if self._differences(there) else side
 
-    def _send(self, parent: str | None, gone: list[str]) -> str:
+    def _is_older(self, others: list[str]) -> bool:
+        """Whether a version with a higher ID is there. By titles too: a run may have died between its commit and its tag."""
+        return any(is_name(other) and other[:4] > self.publication.name[:4] for other in others)
+
+    def _send(self, branch: str, parent: str | None, there: Tree) -> str:
         self.wrote = True
-        commit = self.repository.commit(self.publication.name, self.publication.files, gone, parent)
+        gone = [path for path in there if is_owned(path) and path not in self.wanted]
+        commit = self.repository.commit(branch, self.publication.name, self.publication.files, gone, parent)
         different = self._differences(self.repository.tree(commit))
         if different and commit == parent:
             raise Garbled("it finds nothing to change, though the files differ")
@@ -236,17 +289,35 @@ class _Publishing:
             )
         return commit
 
-    def _set_tag(self, commit: str) -> None:
+    def _set_tag(self, commit: str, former: str | None) -> None:
+        """`former`: where the tag is now. The Hub moves no tag: it is deleted, then made; who dies between leaves none, and any next
+        run makes it."""
         name = self.publication.name
         self.wrote = True
+        if former is not None:
+            self.repository.delete_tag(name)
         self.repository.set_tag(name, commit)
-        shown = self.repository.wire.until_shown(lambda: self.repository.tag(name))
+
+        def look() -> str | None:
+            found = self.repository.refs().tags.get(name)
+            return None if found == former else found
+
+        shown = self.repository.wire.until_shown(look)
         if shown is None:
             raise self._error(f"the tag {name} was set and is not shown", AGAIN)
         if shown != commit:
             raise self._error(
                 f"the tag {name} is at {shown[:12]} and not at {commit[:12]}, where it was set", f"who else publishes? {AGAIN}"
             )
+
+    def _tidy(self, refs: _Refs) -> None:
+        """Deletes side branches that are needed no more: this version's, and any whose commit its tag keeps (a run died)."""
+        sides = {branch.removeprefix(SIDE): commit for branch, commit in refs.branches.items() if branch.startswith(SIDE)}
+        ended = {SIDE + name for name, commit in sides.items() if refs.tags.get(name) == commit}
+        if self.branched or self._side in refs.branches:
+            ended.add(self._side)
+        for branch in sorted(ended):
+            self.repository.delete_branch(branch)
 
     def _error(self, message: str, hint: str) -> BackendError:
         return self.repository.wire.error(message, hint)

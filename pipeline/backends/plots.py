@@ -51,7 +51,7 @@ def draw(card: Mapping[str, Any]) -> dict[str, Plot]:
     if primary.get("confusion") and about.get("labels"):
         found["confusion.png"] = confusion(about["primary"], about["labels"], primary["confusion"])
     training = about.get("training") or {}
-    if training.get("epochs"):
+    if len(training.get("epochs") or ()) > 1:  # one epoch is no course
         found["learning_curve.png"] = learning_curve(training["epochs"], training.get("best_epoch"))
     return found
 
@@ -100,7 +100,7 @@ def confusion(system: str, labels: Sequence[str], counts: Sequence[Sequence[int]
         axes.set_yticks(range(len(labels)), _shown(labels, "rating", 22))
         if len(columns) > 5:
             axes.tick_params(axis="x", rotation=30)
-        axes.set_xlabel(f"Rating of {_shown([_NAMES.get(system, system)], 'the system')[0]}")
+        axes.set_xlabel(f"Rating of {_shown([_NAMES.get(system, system)], 'the system')[0]}; shade: share of the row")
         axes.set_ylabel("Rating of the expert")
         cells = (
             f"{n} rated {label} by the expert were {'left without a usable rating' if x == len(labels) else f'called {columns[x]}'}"
@@ -126,7 +126,7 @@ def learning_curve(epochs: Sequence[Mapping[str, Any]], best: int | None) -> Plo
             axes.axvline(best, color=_GREY, linestyle=":", linewidth=1.5, label="epoch that was kept")
         axes.set_xticks(x if len(x) <= 12 else x[:: math.ceil(len(x) / 12)])
         axes.set_xlabel("Epoch")
-        axes.set_ylabel("Loss an answer token")
+        axes.set_ylabel("Loss per answer token")
         axes.grid(axis="y", color="#dddddd")
         axes.legend(frameon=False)
         kept = f"; epoch {best} was kept" if best in x else ""

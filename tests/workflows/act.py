@@ -295,7 +295,7 @@ def _our_files() -> dict[str, str]:
     """The part of the checkout that workflows use."""
     files = {f".github/workflows/{path.name}": for_act(path.read_text(encoding="utf-8")) for path in WORKFLOWS.glob("*.yml")}
     files[".github/actions/environment/action.yml"] = NO_ENVIRONMENT
-    for name in (".github/ollama-on-host.yml", "docker-compose.yml", ".gitignore"):
+    for name in (".github/ollama-on-host.yml", ".github/job-in-workflow.yml", "docker-compose.yml", ".gitignore"):
         files[name] = (ROOT / name).read_text(encoding="utf-8")
     return files
 

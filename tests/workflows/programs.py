@@ -38,15 +38,18 @@ def note(program: str, arguments: list[str], inputs: dict[str, str] | None = Non
 
 
 def compose_environment() -> dict[str, str]:
-    """What docker-compose.yml puts into the job's container, with ACT_SETTINGS in place of its settings for an Ollama server."""
+    """What Compose puts into the job's container, with ACT_SETTINGS in place of its settings for an Ollama server."""
     import yaml  # slow, and needed here alone
 
-    services = yaml.safe_load(Path("docker-compose.yml").read_text(encoding="utf-8"))["services"]
+    told: dict[str, Any] = {}
+    for name in os.environ.get("COMPOSE_FILE", "docker-compose.yml").split(":"):
+        services = yaml.safe_load(Path(name).read_text(encoding="utf-8"))["services"]
+        told |= services.get("pipeline", {}).get("environment", {})
 
     def filled(found: re.Match[str]) -> str:
         return os.environ.get(found[1]) or found[2] or ""
 
-    values = {name: re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", filled, str(value)) for name, value in services["pipeline"]["environment"].items()}
+    values = {name: re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", filled, str(value)) for name, value in told.items()}
     if "ACT_SETTINGS" in os.environ:
         without = {name: value for name, value in values.items() if not name.startswith("OLLAMA_")}
         values = {**without, "PIPELINE_SET": os.environ["ACT_SETTINGS"]}

@@ -32,7 +32,7 @@ def test_all_goes_well(good: Finished) -> None:
     assert commands(good, "bump") == [
         "docker compose up --detach --wait ollama",
         "docker compose config --format json",
-        "pipeline version reserve --hold-minutes 720",
+        "pipeline version reserve --hold-minutes 2880",
         "docker compose down --volumes --timeout 20",
     ]
     assert commands(good, "run") == [
@@ -134,7 +134,7 @@ def test_a_dry_run_reserves_runs_and_records_nothing(github: Make, outputs: dict
     said = answers(version_reserve=Answer(says="would be reserved: 0007-model-1.0.0.0", outputs=outputs))
     done = github().dispatched(inputs={"dry_run": True}, answers=said)
     assert (done.code, done.jobs) == (0, {"bump": "success"})
-    assert done.lines("pipeline") == ["pipeline version reserve --hold-minutes 720 --dry-run"]
+    assert done.lines("pipeline") == ["pipeline version reserve --hold-minutes 2880 --dry-run"]
     assert done.summaries == {"bump": "    would be reserved: 0007-model-1.0.0.0\n"}
     assert not done.artifacts.exists()
 
@@ -174,7 +174,7 @@ def test_a_protected_branch_gets_a_pull_request(github: Make) -> None:
     there = github(variables={"PIPELINE_PULL_REQUEST": "true"})
     done = there.pushed(answers=answers(version_record=Answer(outputs={"branch": "pipeline/record-5d1c07e9", "publish": "false"})))
     assert (done.code, done.jobs) == (0, {"bump": "success", "run": "success", "record": "success", "propose": "success"})
-    assert done.lines("pipeline", job="bump") == ["pipeline version reserve --hold-minutes 720 --pull-request"]
+    assert done.lines("pipeline", job="bump") == ["pipeline version reserve --hold-minutes 2880 --pull-request"]
     record = done.call("pipeline version record")
     assert str(record) == "pipeline version record --from outputs/artifacts --reservation 5d1c07e9 --pull-request"
     opened = done.call("gh pr create").arguments
@@ -229,6 +229,7 @@ def test_each_token_is_there_where_it_is_needed_and_nowhere_else(github: Make) -
         "version reserve": {"PIPELINE_GIT_TOKEN"},
         "version record": {"PIPELINE_GIT_TOKEN"},
         "publish --pending": {"HF_TOKEN"},
+        "pr list": {"GH_TOKEN"},
         "pr create": {"GH_TOKEN"},
     }
     assert {"compose up", "compose build", "compose run", "run", "artifacts outputs/artifacts", "actions/upload-artifact"} <= set(having)

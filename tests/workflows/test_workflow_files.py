@@ -126,9 +126,10 @@ def test_a_workflow_starts_without_any_permission_and_without_secrets(name: str)
 
 @every_workflow
 def test_runs_wait_for_one_another_and_none_is_cancelled(name: str) -> None:
-    concurrency = PARSED[name]["concurrency"]
-    assert (concurrency["cancel-in-progress"], concurrency["queue"]) == (False, "max")
-    assert concurrency["group"] == ("ci-${{ github.ref }}" if name == "ci.yml" else "metadata-${{ github.ref }}")
+    jobs = {job: PARSED[name]["jobs"][job]["concurrency"] for job in PARSED[name]["jobs"]} if name == "pipeline.yml" else {}
+    for job, concurrency in (jobs or {name.removesuffix(".yml"): PARSED[name]["concurrency"]}).items():
+        assert (concurrency["cancel-in-progress"], concurrency["queue"]) == (False, "max")
+        assert concurrency["group"] == f"{job}-${{{{ github.ref }}}}"
 
 
 @every_job
