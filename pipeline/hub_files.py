@@ -54,7 +54,6 @@ def publication(
     outputs: Path | None,
     weights: bool = False,
     rows: bool = False,
-    manner: Mapping[str, Any] | None = None,
 ) -> Publication:
     """
     Args:
@@ -62,7 +61,6 @@ def publication(
         known: what is on the Hub already; the page links to it.
         outputs: the folder that the run left; needed for weights and rows only.
         weights, rows: whether model files, and whether anything that holds record text, go along.
-        manner: how an Ollama server puts chats with the model into words: template, system, parameters.
 
     Raises:
         UserError: a file is not there, or is not the one that the card was made from; says which stage makes it.
@@ -85,7 +83,7 @@ def publication(
     elif kind == "model" and card["pipeline"]["approach"]["method"] == "model_set":
         files |= {MODEL_SET: _source(outputs, MODEL_SET, card)} if rows else {}
     elif kind == "model" and weights:
-        model_files, notes = _weights(card, outputs, manner)
+        model_files, notes = _weights(card, outputs)
         files |= model_files
     for subset in configs:
         files |= subset.files
@@ -132,11 +130,11 @@ def _digests(card: Mapping[str, Any], name: str, outputs: Path) -> set[str]:
     return {digest} if isinstance(digest, str) else set()
 
 
-def _weights(card: Mapping[str, Any], outputs: Path | None, manner: Mapping[str, Any] | None) -> tuple[Files, list[str]]:
+def _weights(card: Mapping[str, Any], outputs: Path | None) -> tuple[Files, list[str]]:
     """The model's files and those by which Ollama talks to it as it was trained; what is to be said of them."""
     gguf = _source(outputs, GGUF, card)
     files: Files = {GGUF: gguf, "adapter.gguf": _source(outputs, "adapter.gguf", card)}
-    template, system, parameters = _manner(gguf, manner)
+    template, system, parameters = _manner(gguf)
     notes = []
     if template is None:
         notes.append("Ollama chooses a chat template by the one in the file; whether it puts a chat into the same words was not checked.")
@@ -158,8 +156,10 @@ def _weights(card: Mapping[str, Any], outputs: Path | None, manner: Mapping[str,
     return files, notes
 
 
-def _manner(gguf: Path, manner: Mapping[str, Any] | None) -> tuple[str | None, str | None, dict[str, Any]]:
+def _manner(gguf: Path) -> tuple[str | None, str | None, dict[str, Any]]:
     """Template, system text and parameters: the server's where one served the model, else the file's own where it is known in Go."""
+    made = gguf.with_name("fine_tuning_metadata.json")
+    manner = read_json(made).get("served_with") if made.is_file() else None
     if manner is not None:
         return manner.get("template"), manner.get("system"), dict(manner.get("parameters") or {})
     from pipeline.backends.go_template import go_template

@@ -110,6 +110,9 @@ class Serving(Protocol):
     def manner(self, base: BaseModel) -> str | None:
         """Fingerprint of how chats with the base are put into words; None: as its file says."""
 
+    def words(self, base: BaseModel) -> Mapping[str, Any] | None:
+        """What a server brings to every chat with the base: template, system, parameters; None: nothing but the file."""
+
     def on_file(self, base: BaseModel) -> EngineFactory:
         """Opens engines in this process, whose prompts are those that this serving gives the base."""
 

@@ -326,6 +326,8 @@ class Pipeline:
         if made["approach"] == "fine_tuning":
             files = list(FINE_TUNED_FILES)
             models["fine_tuned"] = made["digests"]["fine_tuned_model.gguf"]
+            if base and (words := self._serving.words(base)):  # for whoever serves the file elsewhere
+                write_json(self.folder / "fine_tuning_metadata.json", {**made, "served_with": words})
             if self.left.wants_model_set():
                 tuner.make_model_set(base, records, self.scale, tune, self.folder.path, "compared with the fine-tuned model")
                 files.append("model_set_config.json")

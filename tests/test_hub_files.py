@@ -339,13 +339,16 @@ def test_published_rows_come_with_what_each_field_holds(made: Version) -> None:
 
 def test_a_servers_own_manner_goes_before_the_files(made: Version) -> None:
     manner = {"template": "{{ .Prompt }}", "system": None, "parameters": {"stop": ["x"], "temperature": 0.9, "top_k": 3}, "messages": ()}
-    files = made.publication("model", weights=True, manner=manner).files
+    told = made.outputs / "fine_tuning_metadata.json"
+    told.write_text(json.dumps({"served_with": manner}), encoding="utf-8")
+    files = made.publication("model", weights=True).files
     assert files["template"] == b"{{ .Prompt }}"
     assert "system" not in files
     assert json.loads(as_bytes(files["params"])) | {"num_ctx": 0} == {
         "stop": ["x"], "temperature": 0.0, "top_k": 3, "num_predict": 160, "num_ctx": 0,
     }  # fmt: skip
-    silent = made.publication("model", weights=True, manner={"template": None}).files
+    told.write_text(json.dumps({"served_with": {"template": None}}), encoding="utf-8")
+    silent = made.publication("model", weights=True).files
     assert "template" not in silent
     assert "was not checked" in as_bytes(silent["README.md"]).decode()
 

@@ -87,6 +87,9 @@ class FakeServing:
     def manner(self, base: Any) -> str | None:
         return self.way
 
+    def words(self, base: Any) -> dict[str, Any]:
+        return {"template": "{{ .Prompt }}", "system": None, "parameters": {"stop": ["x"]}}
+
     def on_file(self, base: Any) -> Any:
         return self.job.open_engine
 
@@ -123,6 +126,7 @@ def test_a_server_answers_and_keeps_the_model(job: Job) -> None:
     assert list(serving.kept) == [result.versions["model"]]
     made = json.loads((job.folder / "outputs" / "fine_tuning_metadata.json").read_text())
     assert made["validation"]["served"]["agreement"] == 1.0
+    assert made["served_with"] == serving.words(None)
     lines = [json.loads(line) for line in (job.folder / "outputs" / "outputs.jsonl").read_text().splitlines()]
     assert {line["engine"] for line in lines} == {"ollama"}
     assert any(serving.verified)  # before training

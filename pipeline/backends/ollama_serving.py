@@ -48,6 +48,10 @@ class OllamaServing:
         served = getattr(base, "served", None)
         return fingerprint(served.manner) if served else None
 
+    def words(self, base: BaseModel) -> Mapping[str, Any] | None:
+        manner = self._base(base).manner
+        return {name: manner[name] for name in ("template", "system", "parameters")}
+
     def on_file(self, base: BaseModel) -> EngineFactory:
         served = self._base(base)
         if self.server.render(served.name, _PROBE, {"num_ctx": RENDER_CONTEXT}, keep_alive="10s") is None:

@@ -56,6 +56,9 @@ class EmbeddedServing:
     def manner(self, base: BaseModel) -> str | None:
         return None
 
+    def words(self, base: BaseModel) -> Mapping[str, Any] | None:
+        return None
+
     def on_file(self, base: BaseModel) -> EngineFactory:
         from pipeline.backends.llamacpp import open_engine
 
