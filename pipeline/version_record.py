@@ -52,6 +52,7 @@ class Applied:
     renamed: dict[str, str]
     here: dict[str, dict[str, str]]  # key -> lineage entry of each of the run's versions, as it is called here
     remarks: list[str]
+    published: bool = False  # the journal of publications has grown
 
 
 Finish = Callable[[Path, Iterable[Mapping[str, Any]]], None]  # (metadata, new records): what else belongs into the commit
@@ -168,7 +169,9 @@ def _apply(
     here, theirs_too = metadata / JOURNAL, incoming / JOURNAL
     if merge_journals and theirs_too.is_file():
         earlier = here.read_text(encoding="utf-8") if here.is_file() else ""
-        write_text(here, merge_journals(earlier, theirs_too.read_text(encoding="utf-8")))
+        both = merge_journals(earlier, theirs_too.read_text(encoding="utf-8"))
+        applied.published = both != earlier
+        write_text(here, both)
     if applied.new or own_cards:
         _apply_cards(metadata, incoming, applied)
     return applied
@@ -291,7 +294,7 @@ def _versions(incoming: Path, applied: Applied) -> dict[Kind, str]:
 def _title(applied: Applied, failed: Iterable[str], abandoned: Iterable[str]) -> str:
     parts = [("Record", [new["name"] for new in applied.new]), ("Record failed", list(failed)), ("Record abandoned", list(abandoned))]
     told = [f"{what} {', '.join(names)}" for what, names in parts if names]
-    return "; ".join(told) or "Renew metadata"
+    return "; ".join(told) or ("Record what was published" if applied.published else "Renew metadata")
 
 
 def _message(title: str, run: str, nonce: str | None, *, skip_ci: bool) -> str:

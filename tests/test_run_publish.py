@@ -76,6 +76,7 @@ def test_what_was_recorded_waits_and_is_published_once(team: Team, recorded: Pat
     # the journal is committed by a second record, which finds nothing else to say
     second = run_versions.record(team.pipeline(recorded, *ON), GitRemote(recorded))
     assert git(recorded, "show", "--name-only", "--format=", str(second.recorded.commit)).split() == ["metadata/publications.jsonl"]
+    assert git(recorded, "log", "-1", "--format=%s").strip() == "Record what was published"
     assert not second.publish
     assert git(recorded, "status", "--short") == ""
 
