@@ -44,7 +44,7 @@ def test_both_pushes_got_versions_of_their_own(told: Told) -> None:
 def test_commits_of_the_bot_touch_metadata_alone(told: Told) -> None:
     github = told.github
     bots = github.git("log", "--format=%H", "--author=github-actions", github.default_branch, at=github.remote).split()
-    assert len(bots) >= 7
+    assert len(bots) >= 6, "two publications that end together need one commit for their journals"
     for commit in bots:
         assert "[skip ci]" in github.git("log", "-1", "--format=%B", commit, at=github.remote)
         files = github.git("show", "--name-only", "--format=", commit, at=github.remote).split()
