@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline import github, hub_files, publish, yaml_text
 from pipeline.config import PublishConfig
-from pipeline.errors import ArtifactError, OutputError, PipelineError, PrivacyError, UserError
+from pipeline.errors import ArtifactError, PipelineError, PrivacyError, UserError
+from pipeline.hub_rows import read_rows
 from pipeline.ports import Hub, Progress, Remote, quiet
 from pipeline.privacy import check, record_texts, scan
 from pipeline.prompts import instruction
 from pipeline.publication import Publication, Published
 from pipeline.run import Pipeline
-from pipeline.store import writing
+from pipeline.store import require_new, writing
 from pipeline.version_names import KINDS, Kind, parse_name
 
 Cards = dict[Kind, Mapping[str, Any]]
@@ -61,12 +61,12 @@ def publish_versions(
         PrivacyError: something looks personal; nothing was sent.
         ArtifactError, BackendError
     """
-    if wanted.to and wanted.to.exists() and (not wanted.to.is_dir() or any(wanted.to.iterdir())):
-        raise OutputError(f"{wanted.to}: is there already", hint="name a new folder")
-    groups = _pending_groups(pipeline, remote) if wanted.pending else _named_groups(pipeline, wanted.names, remote)
+    if wanted.to:
+        require_new(wanted.to)
+    failures: list[PipelineError] = []
+    groups = _pending_groups(pipeline, remote, failures) if wanted.pending else _named_groups(pipeline, wanted.names, remote)
     records = _records(pipeline)
     done = PublishResult(remarks=tuple([records.remark] if records.remark else []))
-    failures: list[PipelineError] = []
     for cards in groups:
         try:
             done = _joined(done, _publish_group(pipeline, wanted, cards, records, hub, progress))
@@ -86,8 +86,9 @@ def _publish_group(
     remarks = tuple(build.remark for build in builds if build.remark)
     planned = [build.planned for build in builds]
     previews = tuple(publish.preview_all(planned, metadata, known=known)) if wanted.dry_run else ()
-    for build in builds if wanted.to else ():
-        _write(build(build.kind, known), wanted.to)
+    if wanted.to:
+        for build in builds:
+            _write(build(build.kind, known), wanted.to)
     _gate(builds, known, pipeline, wanted, records)
     if wanted.dry_run:
         return PublishResult(previews=previews, remarks=remarks)
@@ -137,9 +138,8 @@ class _Build:
         return self._made[key]
 
 
-def _write(publication: Publication, folder: Path | None) -> None:
+def _write(publication: Publication, folder: Path) -> None:
     """The files of one version below `folder`, as they would lie in its repository."""
-    assert folder is not None
     for name, content in publication.files.items():
         with writing(folder / publication.repo_id / name) as target:
             if isinstance(content, bytes):
@@ -165,11 +165,17 @@ def _named_groups(pipeline: Pipeline, names: Sequence[str], remote: Callable[[],
     return _grouped(found)
 
 
-def _pending_groups(pipeline: Pipeline, remote: Callable[[], Remote]) -> list[Cards]:
+def _pending_groups(pipeline: Pipeline, remote: Callable[[], Remote], failures: list[PipelineError]) -> list[Cards]:
+    """`failures` gets what is wrong with a version whose card can't be had."""
     found: dict[Kind, list[Mapping[str, Any]]] = {}
     for line in publish.pending(pipeline.config.metadata_path):
         if line.repo == hub_files.repo_id(line.kind, pipeline.config):  # of another namespace: nothing of this configuration
-            found.setdefault(line.kind, []).append(_card(pipeline, line.kind, line.name, remote))
+            try:
+                card = _card(pipeline, line.kind, line.name, remote)
+            except (UserError, ArtifactError) as error:
+                failures.append(error)
+            else:
+                found.setdefault(line.kind, []).append(card)
     return _grouped(found)
 
 
@@ -258,7 +264,7 @@ def _records(pipeline: Pipeline) -> Records:
     formatted = pipeline.folder / "formatted_dataset.csv"
     try:
         if formatted.is_file():
-            return Records(list(record_texts(_rows(formatted), instruction(config.prompt, config.dataset.scale))))
+            return Records(list(record_texts(read_rows(formatted), instruction(config.prompt, config.dataset.scale))))
         if not config.dataset_path.is_file():
             return Records(None, f"{config.dataset.path}, the table of the records, is not here")
         from pipeline.tables import read_table
@@ -267,12 +273,7 @@ def _records(pipeline: Pipeline) -> Records:
         rationales = [columns.rationale, copilot.rationale if copilot else None, *(r.rationale for r in config.dataset.raters.values())]
         names = list(dict.fromkeys([*columns.text, *filter(None, rationales), *config.dataset.keep]))
         table = read_table(config.dataset_path, {name: "dataset.columns" for name in names})
-    except (PipelineError, OSError, csv.Error) as error:
+    except (PipelineError, OSError) as error:
         return Records(None, f"the records can't be read: {error}")
     remark = f"looked for in what would leave: the texts of {config.dataset.path} as it is now, {len(table.values[names[0]])} records"
     return Records([text for name in names for text in table.values[name]], remark=remark)
-
-
-def _rows(formatted: Path) -> Iterator[dict[str, str]]:
-    with formatted.open(encoding="utf-8", newline="") as lines:
-        yield from csv.DictReader(lines)

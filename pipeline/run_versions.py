@@ -12,18 +12,18 @@ from typing import Any
 
 from pipeline import github, yaml_text
 from pipeline.config import PipelineConfig
-from pipeline.errors import ArtifactError, OutputError, UserError
+from pipeline.errors import UserError
 from pipeline.ports import Remote
 from pipeline.privacy import check_repository
 from pipeline.records import Split
 from pipeline.run import Pipeline
-from pipeline.store import explained, writing
+from pipeline.store import explained, require_new, writing
 from pipeline.version_record import Recorded
 from pipeline.version_record import record as record_on
 from pipeline.version_reservations import FILE, RunReservation, read_reservation, write_reservation
-from pipeline.version_reserve import Planned, Reserved, heal_doubles
+from pipeline.version_reserve import Planned, Reserved
 from pipeline.version_reserve import reserve as reserve_on
-from pipeline.versions import Allocation, Kind, Registry, read_assignments, verify
+from pipeline.versions import Allocation, Kind, Registry, read_assignments
 
 # publish.artifacts -> files of the output folder. Cards stand for the metadata folder, which the record needs; it holds no record text.
 ARTIFACTS: Mapping[str, tuple[str, ...]] = {
@@ -58,7 +58,6 @@ def reserve(pipeline: Pipeline, remote: Remote, *, hold: timedelta, dry_run: boo
         _check_artifacts(config)
 
     def plan(registry: Registry, metadata: Path, held: Mapping[str, Split]) -> Planned:
-        _check_history(metadata, pipeline)
         # the history may have grown since this checkout was made; rows keep the splits that it gave them
         own, recorded = read_assignments(config.metadata_path), read_assignments(metadata)
         assigned = {row: split for row, split in {**held, **recorded}.items() if own.get(row) != split}
@@ -71,7 +70,9 @@ def reserve(pipeline: Pipeline, remote: Remote, *, hold: timedelta, dry_run: boo
         return Reserved(True, None, {}, ("this is not the default branch: the run's versions are provisional, and nothing is recorded",))
     run = github.run_name()
     folder = remote.folder(config.metadata_path)
-    done = reserve_on(remote, folder, plan, run=run, hold=hold, dry_run=dry_run, pull_request=pull_request)
+    done = reserve_on(
+        remote, folder, plan, run=run, hold=hold, dry_run=dry_run, pull_request=pull_request, verified=pipeline.folder / ".verified.tsv"
+    )
     if not dry_run and pipeline.reservation:
         told = RunReservation(done.nonce, tuple(done.allocations.values()), pipeline.reservation.assigned)
         write_reservation(pipeline.folder.path, told)
@@ -92,17 +93,6 @@ def _check_artifacts(config: PipelineConfig) -> None:
                 f"publish.{switch} is on, and the workflow keeps no {', no '.join(missing)}",
                 hint=f"add {', '.join(missing)} to publish.artifacts, or switch publish.{switch} off",
             )
-
-
-def _check_history(metadata: Path, pipeline: Pipeline) -> None:
-    """
-    Raises:
-        ArtifactError: the recorded versions contradict one another, so that this run could not be recorded.
-    """
-    heal_doubles(metadata)
-    if problems := verify(metadata, cache=pipeline.folder / ".verified.tsv"):
-        lines = "\n".join(f"  - {problem}" for problem in problems[:20])
-        raise ArtifactError(f"{metadata}: the recorded versions contradict one another:\n{lines}", hint="mend what is named")
 
 
 def _versions_of(pipeline: Pipeline, registry: Registry) -> Mapping[Kind, Allocation]:
@@ -165,7 +155,7 @@ def _metadata_in(source: Path) -> Path:
     return source / "metadata" if (source / "metadata").is_dir() else source
 
 
-def _mark_pending(config: Any, metadata: Path, new: Iterable[Mapping[str, Any]]) -> None:
+def _mark_pending(config: PipelineConfig, metadata: Path, new: Iterable[Mapping[str, Any]]) -> None:
     from pipeline.hub_files import repo_id
     from pipeline.publish import mark_pending
 
@@ -184,8 +174,7 @@ def collect(pipeline: Pipeline, folder: Path) -> tuple[str, ...]:
     """Copies into `folder`, which must be new or empty, what CI may keep: the metadata, and what `publish.artifacts` lists. Gives the
     paths in it."""
     config = pipeline.config
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise OutputError(f"{folder}: is there already", hint="name a new folder")
+    require_new(folder)
     sources = {path.relative_to(config.root).as_posix(): path for path in sorted(config.metadata_path.rglob("*")) if path.is_file()}
     for artifact in config.publish.artifacts:
         sources |= {name: pipeline.folder / name for name in ARTIFACTS[artifact] if (pipeline.folder / name).is_file()}

@@ -98,6 +98,15 @@ def explained(path: Path) -> Iterator[None]:
 _NO_PATH = (errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
 
 
+def require_new(folder: Path) -> None:
+    """
+    Raises:
+        OutputError: it is there already, and not an empty folder.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder}: is there already", hint="name a new folder")
+
+
 class RunFolder:
     """Where a run leaves its files. A stage is done when its manifest holds the key asked for and its files are whole."""
 

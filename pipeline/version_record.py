@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import yaml_text
-from pipeline.errors import ArtifactError, PushLostError
+from pipeline.errors import PushLostError
 from pipeline.ports import WAITING_BRANCHES, Remote, RemoteState
 from pipeline.store import write_text
 from pipeline.version_files import IndexEntry, load_entries, read_assignments, record_path, write_assignments, write_index
 from pipeline.version_names import KINDS, Kind, names_replaced
 from pipeline.version_reservations import Reservation, number_tag
-from pipeline.version_reserve import heal_doubles, metadata_at, pauses, settle, too_many, write_unfinished
-from pipeline.versions import Registry, verify
+from pipeline.version_reserve import heal_doubles, metadata_at, pauses, require_sound, settle, too_many, write_unfinished
+from pipeline.versions import Registry
 
 JOURNAL = "publications.jsonl"
 HOLD_UNTIL_MERGED = timedelta(days=90)  # of a record in a pull request that had no reservation before
@@ -103,11 +103,7 @@ def record(
             failed = [*doubles, *write_unfinished(metadata, ours, "failed", _reason(incoming, ours, applied))]
             _renew_histories(metadata)
             finish(metadata, applied.new)
-            if problems := verify(metadata, cache=verified):
-                lines = "\n".join(f"  - {problem}" for problem in problems[:20])
-                raise ArtifactError(
-                    f"the metadata would contradict itself; nothing was pushed:\n{lines}", hint="mend what is named, then record again"
-                )
+            require_sound(metadata, verified, "would contradict itself; nothing was pushed")
             title = _title(applied, failed, settled.abandoned)
             commit = remote.commit(base, folder, metadata, _message(title, run, nonce, skip_ci=not pull_request))
             result = Recorded(

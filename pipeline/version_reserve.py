@@ -19,7 +19,7 @@ from pipeline.records import Split
 from pipeline.version_files import IndexEntry, create_record, load_entries, record_path, write_index
 from pipeline.version_names import KINDS, Kind
 from pipeline.version_reservations import Held, Reservation, number_tag, read_tags
-from pipeline.versions import Allocation, Registry
+from pipeline.versions import Allocation, Registry, verify
 
 TRIES = 40  # pushes lost to others, before giving up; each was somebody's success
 
@@ -58,6 +58,7 @@ def reserve(
     hold: timedelta,
     dry_run: bool = False,
     pull_request: bool = False,
+    verified: Path | None = None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
     sleep: Callable[[float], None] = time.sleep,
 ) -> Reserved:
@@ -68,9 +69,10 @@ def reserve(
         folder: the metadata folder, as the remote's commits name it.
         run: who reserves; the same text means the same run.
         pull_request: commits go through pull requests here, so that what was abandoned is left for the next record to say.
+        verified: where what was found whole before is noted, so that not every record is read again.
 
     Raises:
-        ArtifactError: the history on the remote, or a reservation there, is damaged.
+        ArtifactError: the history on the remote contradicts itself, or it or a reservation there is damaged.
         BackendError: the remote refuses or can't be reached.
         UserError: no ID is left.
     """
@@ -78,6 +80,8 @@ def reserve(
         state = remote.look()
         with metadata_at(remote, state, folder) as metadata:
             told = now()
+            heal_doubles(metadata)
+            require_sound(metadata, verified, "the recorded versions contradict one another")  # better said now than after the run
             settled = settle(metadata, state, told, writes=not (dry_run or pull_request))
             mine = {reservation.kind: reservation for reservation in settled.live if reservation.run == run}
             others = [reservation for reservation in settled.live if reservation.run != run]
@@ -251,6 +255,16 @@ def heal_doubles(metadata: Path) -> list[str]:
     if names:
         write_index(metadata, load_entries(metadata)[0])
     return names
+
+
+def require_sound(metadata: Path, verified: Path | None, what: str) -> None:
+    """
+    Raises:
+        ArtifactError: `what` is wrong, and each place where.
+    """
+    if problems := verify(metadata, cache=verified):
+        lines = [f"{metadata}: {what}:", *(f"  - {problem}" for problem in problems[:20])]
+        raise ArtifactError("\n".join(lines), hint="mend what is named")
 
 
 def _abandoned_text(names: Iterable[str], nonce: str) -> str:

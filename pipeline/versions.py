@@ -141,7 +141,7 @@ class Registry:
         self._taken = {kind: {id for k, id in files if k == kind} for kind in KINDS}
         self._ours = {reservation.kind: reservation for reservation in ours}
         self._planned: dict[tuple[Kind, str], Allocation] = {}
-        self._done = {(entry.kind, entry.key): entry for entry in entries if entry.status == "done"}
+        self._done = {(entry.kind, entry.key): entry for entry in reversed(entries) if entry.status == "done"}  # of two the first holds
         self._numbers: defaultdict[tuple[Kind, tuple[str, ...]], dict[str, int]] = defaultdict(dict)
         for entry in entries:
             if entry.segments:
@@ -399,14 +399,8 @@ class Registry:
             # recorded after this checkout was made: whoever records the run adds the build
             known = {"status": "done", "created": build["created"], "commit": None, "note": None, "why": list(allocation.why)}
             return {**allocation.described(), **known, "builds": [dict(build)]}
-        record = self.read(allocation.kind, allocation.id)
-        same = [b for b in record["builds"] if (b["artifact"], b["machine"]) == (build["artifact"], build["machine"])]
-        if build["artifact"] and not same:
-            record["builds"].append(dict(build))
-            path = record_path(self.metadata, allocation.kind, allocation.id)
-            yaml_text.write(path, record)
-            self._keep(record, path.stat().st_size)
-        elif self.rebuilt:
+        record = self._add_builds(allocation.kind, allocation.id, [build] if build["artifact"] else [])
+        if self.rebuilt:
             write_index(self.metadata, self._entries)
         return record
 

@@ -162,8 +162,8 @@ TOP: dict[str, set[str]] = {
         "errors", "github", "ports", "run", "store", "version_record", "version_reservations", "version_reserve", "versions",
     },
     "run_publish": {
-        "config", "errors", "github", "hub_files", "ports", "privacy", "prompts", "publication", "publish", "run", "store", "version_names",
-        "yaml_text",
+        "config", "errors", "github", "hub_files", "hub_rows", "ports", "privacy", "prompts", "publication", "publish", "run",
+        "store", "version_names", "yaml_text",
     },
     "cli": {"arguments", "errors"},
     "arguments": {"", "errors"},

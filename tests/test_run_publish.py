@@ -232,6 +232,17 @@ def test_what_stops_one_version_does_not_stop_later_ones(team: Team, recorded: P
     assert {name for _, name in hub.trees} == {"0002-train-2.0.0.0", "0002-model-1.0.1.0", "0002-model-1.0.1.0-data-2.0.0.0"}
 
 
+def test_a_pending_version_whose_tag_is_gone_does_not_stop_the_others(team: Team, recorded: Path) -> None:  # noqa: F811
+    later = (*ON, "train.epochs=2")
+    team.pipeline(recorded, *later).run()
+    run_versions.record(team.pipeline(recorded, *later), GitRemote(recorded))
+    git(recorded, "push", "--quiet", "origin", f":refs/tags/{FIRST['model']}")
+    hub = MemoryHub()
+    with pytest.raises(UserError, match=f"{FIRST['model']}: no such version"):
+        publish(team, recorded, hub, *later[2:], remote=True, pending=True)
+    assert {"0002-model-1.0.1.0", FIRST["run"], FIRST["dataset"]} <= {name for _, name in hub.trees}
+
+
 def test_rows_that_only_the_configuration_asks_for_and_that_are_gone_are_left_out(team: Team, recorded: Path) -> None:  # noqa: F811
     (recorded / "outputs" / "outputs.jsonl").unlink()
     hub = MemoryHub()

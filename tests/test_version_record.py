@@ -361,6 +361,8 @@ def test_two_pull_requests_with_one_dataset_can_both_be_merged(bare: Path) -> No
     (merger / "metadata" / "versions" / "index.jsonl").unlink()
     git(merger, *SOMEBODY, "commit", "--quiet", "--all", "-m", "Merge")
     git(merger, "push", "--quiet", "origin", "main")
+    again = toy(bare, "again").reserve()
+    assert (again.changed, again.allocations["dataset"].name) == (False, "0001-train-1.0.0.0"), "the first of the two holds"
     third = toy(bare, "third", rows="more")
     third.reserve()
     third.run()

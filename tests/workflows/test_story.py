@@ -66,6 +66,9 @@ def test_no_record_leaves_the_run(told: Told) -> None:
     cells = [cell for row in csv.reader(io.StringIO(table(ROWS[-1]))) for cell in row if len(cell.split()) >= 6]
     assert len(cells) > ROWS[-1]
     kept = "".join(run.log + "".join(run.summaries.values()) for run in told.runs.values())
-    kept += "".join(path.read_text(encoding="utf-8") for path in told.github.artifacts.rglob("*") if path.is_file())
+    folders = [told.github.artifacts, *(told.github.folder / who / "artifacts" for who in ("ann", "bob"))]
+    artifacts = [[path for path in folder.rglob("*") if path.is_file()] for folder in folders]
+    assert all(any(path.name == "summary.md" for path in files) for files in artifacts), "every run kept its results"
+    kept += "".join(path.read_text(encoding="utf-8") for files in artifacts for path in files)
     kept += yaml.safe_dump(told.hub, allow_unicode=True, width=10_000)
     assert not [cell for cell in cells if cell in kept]
